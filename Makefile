@@ -1,0 +1,79 @@
+# certctl. `make help` lists the targets.
+
+SHELL       := /bin/bash
+.DEFAULT_GOAL := help
+
+MODULES     := proto pkg pkg/connector services gateway agent deploy/e2e
+PATTERNS    := $(addprefix ./,$(addsuffix /...,$(MODULES)))
+BIN         := $(CURDIR)/bin
+TOOLS       := $(BIN)/tools
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT      ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+LDFLAGS     := -s -w -X github.com/certctl/certctl/pkg/version.Version=$(VERSION) -X github.com/certctl/certctl/pkg/version.Commit=$(COMMIT)
+GOBUILD     := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
+TEST_FLAGS  ?=
+
+export PATH := $(TOOLS):$(PATH)
+
+.PHONY: help
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: build ## Start certctl on a Postgres of its own, in ./.certctl
+	@$(BIN)/certctl serve
+
+.PHONY: build
+build: ## Build bin/certctl and bin/certctl-agent
+	@mkdir -p $(BIN)
+	$(GOBUILD) -o $(BIN)/certctl ./services/cmd/certctl
+	$(GOBUILD) -o $(BIN)/certctl-agent ./agent/cmd/certctl-agent
+
+.PHONY: test
+test: ## Run every test (needs Postgres binaries, nginx and openssl)
+	@.ci/prerequisites
+	go test $(TEST_FLAGS) -timeout 20m $(PATTERNS)
+
+.PHONY: check
+check: generate-check tidy-check lint ## Generated code is current, modules are tidy, lint is clean, the wire stays compatible
+	buf lint
+	@.ci/breaking
+
+.PHONY: lint
+lint: $(TOOLS)/golangci-lint ## Run the linters
+	go vet $(PATTERNS)
+	golangci-lint run $(PATTERNS)
+
+.PHONY: generate
+generate: $(TOOLS)/buf proto-deps ## Generate Go, gateway and OpenAPI from proto, and the settings reference
+	buf generate
+	go run ./services/cmd/certctl config document > deploy/ENVIRONMENTS.md
+
+.PHONY: generate-check
+generate-check: generate
+	@git diff --exit-code --stat -- proto/gen deploy/ENVIRONMENTS.md || { echo "generated files differ: run 'make generate' and commit" >&2; exit 1; }
+	@test -z "$$(git ls-files --others --exclude-standard -- proto/gen)" || { echo "new generated files: commit them" >&2; exit 1; }
+
+.PHONY: proto-deps
+proto-deps: ## Print the third-party .proto files into .proto-deps
+	@go run ./proto/internal/protodeps .proto-deps
+
+.PHONY: tidy
+tidy: ## Tidy every module
+	@for m in $(MODULES); do (cd $$m && GOWORK=off go mod tidy) || exit 1; done
+
+.PHONY: tidy-check
+tidy-check:
+	@for m in $(MODULES); do (cd $$m && GOWORK=off go mod tidy -diff >/dev/null) || { echo "$$m/go.mod is not tidy: run 'make tidy'" >&2; exit 1; }; done
+
+$(TOOLS)/buf: .ci/tools/go.mod
+	@echo "building the code generators (once)"
+	@cd .ci/tools && GOWORK=off GOBIN=$(TOOLS) go install tool && touch $@
+
+$(TOOLS)/golangci-lint: .ci/lint/go.mod
+	@echo "building golangci-lint (once, takes minutes)"
+	@cd .ci/lint && GOWORK=off GOBIN=$(TOOLS) go install tool && touch $@
+
+.PHONY: clean
+clean: ## Remove what was built; the data directory stays
+	rm -rf $(BIN) .proto-deps

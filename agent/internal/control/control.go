@@ -1,0 +1,138 @@
+// Package control is the agent's way to the control plane: one TLS connection that it dials itself, with the bearer
+// credential in each call.
+package control
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/certctl/certctl/agent/internal/identity"
+	"github.com/certctl/certctl/pkg/errs"
+)
+
+// maxMessage bounds what is received, bytes.
+const maxMessage = 4 << 20
+
+// reasonRetired is the reason with which the server ends an agent for good.
+const reasonRetired = "AGENT_RETIRED"
+
+// ErrRetired says that the server has retired this agent.
+var ErrRetired = errors.New("the agent has been retired")
+
+// Dial prepares the connection; it connects with the first call. The server is an https URL; caFile, if not empty, holds
+// the only roots that are trusted.
+func Dial(server, caFile string, id *identity.Store) (*grpc.ClientConn, error) {
+	target, host, err := target(server)
+	if err != nil {
+		return nil, err
+	}
+	roots, err := roots(caFile)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := grpc.NewClient("dns:///"+target,
+		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: host})),
+		grpc.WithPerRPCCredentials(bearer{id}),
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 10 * time.Second,
+			Backoff: backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.5, MaxDelay: 20 * time.Second}}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 45 * time.Second, Timeout: 15 * time.Second}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("prepare connection to %s: %w", server, err)
+	}
+	return conn, nil
+}
+
+func target(server string) (address, host string, err error) {
+	u, err := url.Parse(server)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" || strings.Trim(u.Path, "/") != "" {
+		return "", "", fmt.Errorf("server %q must be a URL such as https://certctl.example.com:8443", server)
+	}
+	port := u.Port()
+	if port == "" {
+		port = "443"
+	}
+	return net.JoinHostPort(u.Hostname(), port), u.Hostname(), nil
+}
+
+func roots(caFile string) (*x509.CertPool, error) {
+	if caFile == "" {
+		return nil, nil // the system's
+	}
+	b, err := os.ReadFile(caFile)
+	if err != nil {
+		return nil, fmt.Errorf("read server CA: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(b) {
+		return nil, fmt.Errorf("read server CA: no certificate in %s", caFile)
+	}
+	return pool, nil
+}
+
+// bearer adds the credential, when there is one.
+type bearer struct{ id *identity.Store }
+
+// GetRequestMetadata implements credentials.PerRPCCredentials.
+func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	c := b.id.Credential()
+	if c.IsZero() {
+		return nil, nil
+	}
+	return map[string]string{"authorization": "Bearer " + c.Reveal()}, nil
+}
+
+// RequireTransportSecurity implements credentials.PerRPCCredentials.
+func (bearer) RequireTransportSecurity() bool { return true }
+
+// Retired tells whether an answer means that the agent is retired.
+func Retired(err error) bool {
+	return errors.Is(err, ErrRetired) || errs.ReasonOf(err) == reasonRetired
+}
+
+// Unauthenticated tells whether the server refuses the credential.
+func Unauthenticated(err error) bool { return errs.KindOf(err) == errs.Unauthenticated }
+
+// Backoff is a wait with full jitter that doubles up to a cap (1 s to 60 s).
+type Backoff struct{ attempt int }
+
+// Next answers how long to wait now.
+func (b *Backoff) Next() time.Duration {
+	const first, most = time.Second, time.Minute
+	ceiling := most
+	if b.attempt < 6 {
+		ceiling = min(most, first<<b.attempt)
+	}
+	b.attempt++
+	return time.Duration(rand.Int64N(int64(ceiling)) + 1)
+}
+
+// Reset starts over after a success.
+func (b *Backoff) Reset() { b.attempt = 0 }
+
+// Wait waits unless ctx ends; then it answers false.
+func Wait(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}

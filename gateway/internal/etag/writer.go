@@ -1,0 +1,79 @@
+package etag
+
+import "net/http"
+
+// writer keeps an answer back until it is complete, or larger than MaxBuffered: then all of it, and all that follows,
+// goes through.
+type writer struct {
+	http.ResponseWriter
+
+	status    int
+	body      []byte
+	streaming bool
+}
+
+func newWriter(w http.ResponseWriter) *writer { return &writer{ResponseWriter: w} }
+
+// Unwrap is for http.ResponseController.
+func (w *writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// WriteHeader notes the status.
+func (w *writer) WriteHeader(status int) {
+	if w.status == 0 {
+		w.status = status
+	}
+}
+
+// Write keeps or sends.
+func (w *writer) Write(b []byte) (int, error) {
+	w.WriteHeader(http.StatusOK)
+	if !w.streaming && len(w.body)+len(b) > MaxBuffered {
+		if err := w.stream(); err != nil {
+			return 0, err
+		}
+	}
+	if w.streaming {
+		return w.ResponseWriter.Write(b) //nolint:wrapcheck // as http.ResponseWriter has it
+	}
+	w.body = append(w.body, b...)
+	return len(b), nil
+}
+
+// FlushError sends what there is: who flushes does not want it kept back.
+func (w *writer) FlushError() error {
+	w.WriteHeader(http.StatusOK)
+	if err := w.stream(); err != nil {
+		return err
+	}
+	return http.NewResponseController(w.ResponseWriter).Flush() //nolint:wrapcheck // as http.ResponseController has it
+}
+
+// Flush implements http.Flusher.
+func (w *writer) Flush() { _ = w.FlushError() }
+
+// stream begins to send.
+func (w *writer) stream() error {
+	if w.streaming {
+		return nil
+	}
+	w.streaming = true
+	w.ResponseWriter.WriteHeader(w.status)
+	kept := w.body
+	w.body = nil
+	_, err := w.ResponseWriter.Write(kept)
+	return err //nolint:wrapcheck // as http.ResponseWriter has it
+}
+
+// tag gives the entity tag of a complete answer; ok is false for one that has none.
+func (w *writer) tag() (tag string, ok bool) {
+	if w.streaming || w.status < 200 || w.status > 299 {
+		return "", false
+	}
+	return tagOf(w.body), true
+}
+
+// flush sends what was kept back.
+func (w *writer) flush() {
+	w.WriteHeader(http.StatusOK)
+	_ = w.stream() // the client left; nobody is there to be told
+}

@@ -1,0 +1,483 @@
+package local_test
+
+import (
+	"crypto"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"fmt"
+	"math/big"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	zx509 "github.com/zmap/zcrypto/x509"
+	"github.com/zmap/zlint/v3"
+	"github.com/zmap/zlint/v3/lint"
+
+	"github.com/certctl/certctl/pkg/connector/certcheck"
+	"github.com/certctl/certctl/pkg/connector/issuer"
+	"github.com/certctl/certctl/pkg/connector/issuer/local"
+	"github.com/certctl/certctl/pkg/connector/issuertest"
+)
+
+func TestSelfMadeCAConforms(t *testing.T) {
+	t.Parallel()
+	issuertest.Run(t, issuertest.Suite{
+		Type: local.Type(),
+		New:  func(t testing.TB) issuer.Issuer { return newIssuer(t, newCA(t)) },
+	})
+}
+
+func TestSubordinateCAFromFilesConforms(t *testing.T) {
+	t.Parallel()
+	issuertest.Run(t, issuertest.Suite{
+		Type: local.Type(),
+		New: func(t testing.TB) issuer.Issuer {
+			f := writeMaterial(t, newMaterial(t))
+			ca, err := local.LoadFiles(f, time.Now())
+			require.NoError(t, err)
+			return newIssuer(t, ca)
+		},
+	})
+}
+
+func TestSameIntentGivesTheSameBytes(t *testing.T) {
+	t.Parallel()
+	for _, algorithm := range []certcheck.KeyAlgorithm{certcheck.ECDSAP256, certcheck.RSA2048, certcheck.Ed25519} {
+		ca := caWithKey(t, issuertest.NewKey(t, algorithm))
+		r := newRequest(t, certcheck.ECDSAP256)
+		first := submit(t, newIssuer(t, ca), r)
+		again := submit(t, newIssuer(t, ca), r)
+		require.Equal(t, first.Raw, again.Raw, algorithm)
+	}
+}
+
+func TestCAIsTheSameAfterARestart(t *testing.T) {
+	t.Parallel()
+	m := newMaterial(t)
+	stored, err := m.Encode()
+	require.NoError(t, err)
+	require.Equal(t, "***", fmt.Sprint(stored))
+	again, err := local.DecodeMaterial(stored)
+	require.NoError(t, err)
+	require.Equal(t, m, again)
+
+	r := newRequest(t, certcheck.ECDSAP256)
+	leaf := submit(t, newIssuer(t, caOf(t, m)), r)
+	require.NoError(t, leaf.CheckSignatureFrom(caOf(t, again).Certificate()))
+}
+
+func TestRenewedIntermediateHasAnotherKeyBelowTheSameRoot(t *testing.T) {
+	t.Parallel()
+	m := newMaterial(t)
+	next, err := local.RenewIntermediate(m, time.Now().AddDate(4, 0, 0))
+	require.NoError(t, err)
+	old, renewed := caOf(t, m).Certificate(), parse(t, next.IntermediatePEM)
+	require.Equal(t, old.RawSubject, renewed.RawSubject)
+	require.False(t, certcheck.SameKey(old.PublicKey, renewed.PublicKey))
+	require.NoError(t, renewed.CheckSignatureFrom(parse(t, m.RootPEM)))
+	late, err := local.RenewIntermediate(m, time.Now().AddDate(9, 0, 0))
+	require.NoError(t, err)
+	require.Equal(t, parse(t, m.RootPEM).NotAfter, parse(t, late.IntermediatePEM).NotAfter, "never beyond the root's end")
+}
+
+func TestLeafHoldsWhatTheProfileDecided(t *testing.T) {
+	t.Parallel()
+	i, err := local.New(local.Config{
+		CA: newCA(t), CRLURLs: []string{"http://ca.example.com/crl/iss-local.crl"},
+		IssuingCertificateURLs: []string{"http://ca.example.com/ca.crt"},
+	}, issuer.Deps{})
+	require.NoError(t, err)
+	r := newRequest(t, certcheck.ECDSAP256)
+	r.ExtKeyUsages = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	leaf := submit(t, i, r)
+	require.Zero(t, leaf.SerialNumber.Cmp(r.SerialNumber))
+	require.Equal(t, r.RequestedAt.UTC().Truncate(time.Second).Add(-time.Minute), leaf.NotBefore)
+	require.Equal(t, r.RequestedAt.UTC().Truncate(time.Second).Add(r.Lifetime), leaf.NotAfter)
+	require.Equal(t, x509.KeyUsageDigitalSignature, leaf.KeyUsage)
+	require.Equal(t, r.ExtKeyUsages, leaf.ExtKeyUsage)
+	require.Equal(t, []string{"http://ca.example.com/crl/iss-local.crl"}, leaf.CRLDistributionPoints)
+	require.Equal(t, []string{"http://ca.example.com/ca.crt"}, leaf.IssuingCertificateURL)
+	require.True(t, leaf.BasicConstraintsValid)
+	require.False(t, leaf.IsCA)
+	require.NotEmpty(t, leaf.AuthorityKeyId)
+	require.True(t, critical(leaf, 2, 5, 29, 19), "basicConstraints")
+	require.True(t, critical(leaf, 2, 5, 29, 15), "keyUsage")
+	require.False(t, critical(leaf, 2, 5, 29, 17), "subjectAltName with a subject")
+}
+
+func TestNamesWithoutSubjectAreCritical(t *testing.T) {
+	t.Parallel()
+	r := newRequest(t, certcheck.ECDSAP256)
+	r.Names.CommonName = ""
+	leaf := submit(t, newIssuer(t, newCA(t)), r)
+	require.Empty(t, leaf.Subject.Names)
+	require.True(t, critical(leaf, 2, 5, 29, 17))
+}
+
+func TestEachKeyHasItsOwnIdentifier(t *testing.T) {
+	t.Parallel()
+	i, seen := newIssuer(t, newCA(t)), map[string]bool{}
+	for _, algorithm := range []certcheck.KeyAlgorithm{certcheck.Ed25519, certcheck.Ed25519, certcheck.ECDSAP256, certcheck.RSA2048} {
+		seen[string(submit(t, i, newRequest(t, algorithm)).SubjectKeyId)] = true
+	}
+	require.Len(t, seen, 4)
+}
+
+func TestKeyUsageFitsTheKey(t *testing.T) {
+	t.Parallel()
+	i := newIssuer(t, newCA(t))
+	const sign, encipher = x509.KeyUsageDigitalSignature, x509.KeyUsageKeyEncipherment
+	for _, c := range []struct {
+		key  certcheck.KeyAlgorithm
+		want x509.KeyUsage
+		eku  x509.ExtKeyUsage
+		got  x509.KeyUsage
+	}{
+		{certcheck.RSA2048, 0, x509.ExtKeyUsageServerAuth, sign | encipher},
+		{certcheck.RSA2048, 0, x509.ExtKeyUsageClientAuth, sign},
+		{certcheck.ECDSAP256, 0, x509.ExtKeyUsageServerAuth, sign},
+		{certcheck.Ed25519, 0, x509.ExtKeyUsageServerAuth, sign},
+		{certcheck.RSA2048, sign | encipher | x509.KeyUsageKeyAgreement, x509.ExtKeyUsageServerAuth, sign | encipher},
+		{certcheck.ECDSAP256, sign | encipher | x509.KeyUsageKeyAgreement, x509.ExtKeyUsageServerAuth, sign | x509.KeyUsageKeyAgreement},
+		{certcheck.Ed25519, sign | encipher, x509.ExtKeyUsageServerAuth, sign},
+	} {
+		r := newRequest(t, c.key)
+		r.KeyUsage, r.ExtKeyUsages = c.want, []x509.ExtKeyUsage{c.eku}
+		require.Equal(t, c.got, submit(t, i, r).KeyUsage, "%+v", c)
+	}
+}
+
+func TestLeafNeverOutlivesItsCA(t *testing.T) {
+	t.Parallel()
+	ca := newCA(t)
+	late := ca.NotAfter().Add(-time.Hour)
+	i, err := local.New(local.Config{CA: ca}, issuer.Deps{Now: func() time.Time { return late }})
+	require.NoError(t, err)
+	r := newRequest(t, certcheck.ECDSAP256)
+	r.RequestedAt = time.Time{}
+	require.Equal(t, ca.NotAfter(), submit(t, i, r).NotAfter)
+	require.Equal(t, time.Hour, i.Capabilities().MaxValidity)
+}
+
+func TestSubmitRefuses(t *testing.T) {
+	t.Parallel()
+	ca := newCA(t)
+	i := newIssuer(t, ca)
+	for reason, change := range map[string]func(*issuer.SubmitRequest){
+		"REQUEST_INCOMPLETE":    func(r *issuer.SubmitRequest) { r.OrderID = "" },
+		"NAMES_REFUSED":         func(r *issuer.SubmitRequest) { r.Names.DNSNames = []string{"UPPER.example.com"} },
+		"CSR_REFUSED":           func(r *issuer.SubmitRequest) { r.CSR.Signature[5] ^= 1 },
+		"KEY_USAGE_REFUSED":     func(r *issuer.SubmitRequest) { r.ExtKeyUsages = nil },
+		"LIFETIME_INVALID":      func(r *issuer.SubmitRequest) { r.RequestedAt = time.Now().Add(-2 * issuertest.Lifetime) },
+		"SERIAL_NUMBER_REFUSED": func(r *issuer.SubmitRequest) { r.SerialNumber = new(big.Int).Lsh(big.NewInt(1), 160) },
+		"KEY_REFUSED":           func(r *issuer.SubmitRequest) { r.CSR.PublicKey = nil },
+	} {
+		r := newRequest(t, certcheck.ECDSAP256)
+		change(&r)
+		_, err := i.Submit(t.Context(), r)
+		requireReason(t, reason, err)
+	}
+	r := newRequest(t, certcheck.ECDSAP256)
+	r.ExtKeyUsages = []x509.ExtKeyUsage{x509.ExtKeyUsageOCSPSigning}
+	_, err := i.Submit(t.Context(), r)
+	requireReason(t, "KEY_USAGE_REFUSED", err)
+
+	expired, err := local.New(local.Config{CA: ca}, issuer.Deps{Now: func() time.Time { return ca.NotAfter().Add(time.Second) }})
+	require.NoError(t, err)
+	_, err = expired.Submit(t.Context(), newRequest(t, certcheck.ECDSAP256))
+	requireReason(t, "CA_EXPIRED", err)
+}
+
+func TestNameConstraintsOfTheCAHold(t *testing.T) {
+	t.Parallel()
+	key := issuertest.NewKey(t, certcheck.ECDSAP256)
+	cert := selfSigned(t, key, func(c *x509.Certificate) {
+		c.PermittedDNSDomains, c.PermittedDNSDomainsCritical = []string{"inside.example"}, true
+	})
+	ca, err := local.NewCA([]*x509.Certificate{cert}, nil, key, time.Now())
+	require.NoError(t, err)
+	_, err = newIssuer(t, ca).Submit(t.Context(), newRequest(t, certcheck.ECDSAP256))
+	requireReason(t, "CA_CONSTRAINT", err)
+}
+
+func TestOnlyOwnCertificatesAreRevoked(t *testing.T) {
+	t.Parallel()
+	i := newIssuer(t, newCA(t))
+	foreign := submit(t, newIssuer(t, newCA(t)), newRequest(t, certcheck.ECDSAP256))
+	requireReason(t, "CERTIFICATE_FOREIGN", i.Revoke(t.Context(), issuer.RevokeRequest{Certificate: foreign}))
+	requireReason(t, "CERTIFICATE_MISSING", i.Revoke(t.Context(), issuer.RevokeRequest{}))
+}
+
+// TestCertificatesPassZlint lints by RFC 5280 and its relatives, without exceptions. The rules of the CA/Browser Forum,
+// browsers and ETSI are for public CAs (CT, registered domains, policy OIDs) and do not apply to a private one.
+func TestCertificatesPassZlint(t *testing.T) {
+	t.Parallel()
+	m := newMaterial(t)
+	i, err := local.New(local.Config{
+		CA: caOf(t, m), CRLURLs: []string{"http://ca.example.com/crl/iss-local.crl"},
+		IssuingCertificateURLs: []string{"http://ca.example.com/ca.crt"},
+	}, issuer.Deps{})
+	require.NoError(t, err)
+	certs := []*x509.Certificate{parse(t, m.RootPEM), parse(t, m.IntermediatePEM)}
+	for _, algorithm := range certcheck.KeyAlgorithms() {
+		r := newRequest(t, algorithm)
+		certs = append(certs, submit(t, i, r))
+		r.Names.CommonName = ""
+		certs = append(certs, submit(t, i, r))
+	}
+	registry := privateLints(t)
+	for _, c := range certs {
+		parsed, err := zx509.ParseCertificate(c.Raw)
+		require.NoError(t, err)
+		requireLinted(t, zlint.LintCertificateEx(parsed, registry), 20)
+	}
+}
+
+func TestCRLPassesZlint(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	der, err := newIssuer(t, newCA(t)).SignCRL(t.Context(), issuer.CRLRequest{
+		Number: big.NewInt(1), ThisUpdate: now, NextUpdate: now.Add(time.Hour),
+		Entries: []issuer.CRLEntry{
+			{SerialNumber: big.NewInt(3), RevokedAt: now, Reason: issuer.CertificateHold},
+			{SerialNumber: big.NewInt(2), RevokedAt: now, Reason: issuer.Unspecified},
+		},
+	})
+	require.NoError(t, err)
+	parsed, err := zx509.ParseRevocationList(der)
+	require.NoError(t, err)
+	requireLinted(t, zlint.LintRevocationListEx(parsed, privateLints(t)), 1)
+}
+
+func privateLints(t testing.TB) lint.Registry {
+	t.Helper()
+	registry, err := lint.GlobalRegistry().Filter(lint.FilterOptions{IncludeSources: lint.SourceList{
+		lint.RFC3279, lint.RFC5280, lint.RFC5480, lint.RFC5891, lint.RFC6962, lint.RFC8813, lint.Community,
+	}})
+	require.NoError(t, err)
+	return registry
+}
+
+// requireLinted wants at least so many lints to have applied, so that an empty registry does not pass.
+func requireLinted(t testing.TB, set *zlint.ResultSet, least int) {
+	t.Helper()
+	ran := 0
+	for name, result := range set.Results {
+		if result.Status != lint.NA && result.Status != lint.NE {
+			ran++
+		}
+		require.LessOrEqual(t, result.Status, lint.Pass, "%s: %s", name, result.Details)
+	}
+	require.GreaterOrEqual(t, ran, least)
+}
+
+func TestOpenSSLVerifiesTheLeaf(t *testing.T) {
+	t.Parallel()
+	openssl := lookOpenSSL(t)
+	m, dir := newMaterial(t), t.TempDir()
+	leaf := submit(t, newIssuer(t, caOf(t, m)), newRequest(t, certcheck.RSA2048))
+	write(t, dir, "root.pem", m.RootPEM, 0o644)
+	write(t, dir, "intermediate.pem", m.IntermediatePEM, 0o644)
+	write(t, dir, "leaf.pem", certcheck.EncodePEM(leaf), 0o644)
+	run(t, dir, openssl, "verify", "-x509_strict", "-purpose", "sslserver", "-verify_hostname", leaf.DNSNames[0],
+		"-CAfile", "root.pem", "-untrusted", "intermediate.pem", "leaf.pem")
+}
+
+func TestCRLIsReadByOpenSSLAndStopsRevokedCertificates(t *testing.T) {
+	t.Parallel()
+	openssl := lookOpenSSL(t)
+	m, dir := newMaterial(t), t.TempDir()
+	i := newIssuer(t, caOf(t, m))
+	good, bad := submit(t, i, newRequest(t, certcheck.ECDSAP256)), submit(t, i, newRequest(t, certcheck.ECDSAP256))
+	now := time.Now()
+	der, err := i.SignCRL(t.Context(), issuer.CRLRequest{
+		Number: big.NewInt(9), ThisUpdate: now.Add(-time.Minute), NextUpdate: now.Add(time.Hour),
+		Entries: []issuer.CRLEntry{
+			{SerialNumber: bad.SerialNumber, RevokedAt: now.Add(-time.Minute), Reason: issuer.KeyCompromise},
+			{SerialNumber: big.NewInt(5), RevokedAt: now, Reason: issuer.Unspecified},
+			{SerialNumber: good.SerialNumber, RevokedAt: now, Reason: issuer.RemoveFromCRL},
+		},
+	})
+	require.NoError(t, err)
+	write(t, dir, "crl.der", der, 0o644)
+	write(t, dir, "ca.pem", append(m.IntermediatePEM, m.RootPEM...), 0o644)
+	write(t, dir, "good.pem", certcheck.EncodePEM(good), 0o644)
+	write(t, dir, "bad.pem", certcheck.EncodePEM(bad), 0o644)
+	text := run(t, dir, openssl, "crl", "-inform", "DER", "-in", "crl.der", "-CAfile", "ca.pem", "-noout", "-text")
+	require.Contains(t, text, "verify OK")
+	require.Contains(t, text, "Version 2")
+	require.Contains(t, text, "Key Compromise")
+	require.NotContains(t, text, "Unspecified")
+	run(t, dir, openssl, "crl", "-inform", "DER", "-in", "crl.der", "-out", "crl.pem")
+	run(t, dir, openssl, "verify", "-crl_check", "-CRLfile", "crl.pem", "-CAfile", "ca.pem", "good.pem")
+	out, err := command(t, dir, openssl, "verify", "-crl_check", "-CRLfile", "crl.pem", "-CAfile", "ca.pem", "bad.pem").CombinedOutput()
+	require.Error(t, err)
+	require.Contains(t, string(out), "certificate revoked")
+
+	crl, err := x509.ParseRevocationList(der)
+	require.NoError(t, err)
+	require.Len(t, crl.RevokedCertificateEntries, 2)
+	require.Empty(t, crl.RevokedCertificateEntries[0].Extensions, "unspecified is left out")
+}
+
+func TestSignCRLRefuses(t *testing.T) {
+	t.Parallel()
+	i, now := newIssuer(t, newCA(t)), time.Now()
+	for name, change := range map[string]func(*issuer.CRLRequest){
+		"no number":       func(r *issuer.CRLRequest) { r.Number = nil },
+		"negative number": func(r *issuer.CRLRequest) { r.Number = big.NewInt(-1) },
+		"long number":     func(r *issuer.CRLRequest) { r.Number = new(big.Int).Lsh(big.NewInt(1), 159) },
+		"no end":          func(r *issuer.CRLRequest) { r.NextUpdate = r.ThisUpdate },
+		"entry twice":     func(r *issuer.CRLRequest) { r.Entries = append(r.Entries, r.Entries[0]) },
+		"unused reason":   func(r *issuer.CRLRequest) { r.Entries[0].Reason = 7 },
+		"serial zero":     func(r *issuer.CRLRequest) { r.Entries[0].SerialNumber = new(big.Int) },
+	} {
+		r := issuer.CRLRequest{
+			Number: big.NewInt(1), ThisUpdate: now, NextUpdate: now.Add(time.Hour),
+			Entries: []issuer.CRLEntry{{SerialNumber: big.NewInt(3), RevokedAt: now}},
+		}
+		_, err := i.SignCRL(t.Context(), r)
+		require.NoError(t, err)
+		change(&r)
+		_, err = i.SignCRL(t.Context(), r)
+		require.Equal(t, issuer.OutcomePermanent, issuer.OutcomeOf(err), name)
+	}
+}
+
+func newRequest(t testing.TB, algorithm certcheck.KeyAlgorithm) issuer.SubmitRequest {
+	t.Helper()
+	n, err := certcheck.ParseNames(certcheck.RawNames{
+		CommonName: "www.example.com", DNSNames: []string{"www.example.com", "*.example.com", "bücher.example"},
+		IPAddresses: []string{"192.0.2.1", "2001:db8::1"}, EmailAddresses: []string{"ops@example.com"},
+		URIs: []string{"spiffe://example.com/web", "urn:uuid:f81d4fae-7dec-11d0-a765-00a0c91e6bf6"},
+	})
+	require.NoError(t, err)
+	return issuertest.NewRequest(t, "ord-1", issuertest.NewKey(t, algorithm), n)
+}
+
+func submit(t testing.TB, i issuer.Issuer, r issuer.SubmitRequest) *x509.Certificate {
+	t.Helper()
+	sub, err := i.Submit(t.Context(), r)
+	require.NoError(t, err)
+	return parse(t, sub.CertificatePEM)
+}
+
+func newMaterial(t testing.TB) local.Material {
+	t.Helper()
+	m, err := local.Generate(local.Subject{Organization: "Example", Country: "DE"}, time.Now())
+	require.NoError(t, err)
+	return m
+}
+
+func caOf(t testing.TB, m local.Material) local.CA {
+	t.Helper()
+	ca, err := m.CA(time.Now())
+	require.NoError(t, err)
+	return ca
+}
+
+func newCA(t testing.TB) local.CA {
+	t.Helper()
+	return caOf(t, newMaterial(t))
+}
+
+func newIssuer(t testing.TB, ca local.CA) *local.Issuer {
+	t.Helper()
+	i, err := local.New(local.Config{CA: ca}, issuer.Deps{})
+	require.NoError(t, err)
+	return i
+}
+
+func caWithKey(t testing.TB, key crypto.Signer) local.CA {
+	t.Helper()
+	ca, err := local.NewCA([]*x509.Certificate{selfSigned(t, key, nil)}, nil, key, time.Now())
+	require.NoError(t, err)
+	return ca
+}
+
+// selfSigned makes a CA certificate that is right until change spoils it.
+func selfSigned(t testing.TB, key crypto.Signer, change func(*x509.Certificate)) *x509.Certificate {
+	t.Helper()
+	return signed(t, key.Public(), nil, key, change)
+}
+
+// signed makes a CA certificate below parent; below itself if parent is nil.
+func signed(t testing.TB, pub crypto.PublicKey, parent *x509.Certificate, by crypto.Signer, change func(*x509.Certificate)) *x509.Certificate {
+	t.Helper()
+	serial, err := issuer.NewSerialNumber()
+	require.NoError(t, err)
+	template := &x509.Certificate{
+		SerialNumber: serial, Subject: pkix.Name{CommonName: "CA " + issuer.FormatSerial(serial)[:6]},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(1000 * time.Hour),
+		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, BasicConstraintsValid: true, IsCA: true, MaxPathLen: -1,
+	}
+	if change != nil {
+		change(template)
+	}
+	if parent == nil {
+		parent = template
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, pub, by)
+	require.NoError(t, err)
+	c, err := x509.ParseCertificate(der)
+	require.NoError(t, err)
+	return c
+}
+
+func parse(t testing.TB, text []byte) *x509.Certificate {
+	t.Helper()
+	certs, err := certcheck.ParseBundle(text)
+	require.NoError(t, err)
+	return certs[0]
+}
+
+func critical(c *x509.Certificate, id ...int) bool {
+	return slices.ContainsFunc(c.Extensions, func(e pkix.Extension) bool {
+		return e.Id.Equal(asn1.ObjectIdentifier(id)) && e.Critical
+	})
+}
+
+func requireReason(t testing.TB, reason string, err error) {
+	t.Helper()
+	p, ok := issuer.AsPermanent(err)
+	require.True(t, ok, "want %s, got %v", reason, err)
+	require.Equal(t, reason, p.Reason, err)
+}
+
+func write(t testing.TB, dir, name string, text []byte, mode os.FileMode) string {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	require.NoError(t, os.WriteFile(path, text, mode))
+	require.NoError(t, os.Chmod(path, mode))
+	return path
+}
+
+func lookOpenSSL(t testing.TB) string {
+	t.Helper()
+	path, err := exec.LookPath("openssl")
+	if err != nil {
+		t.Skip("openssl is not installed")
+	}
+	return path
+}
+
+func command(t testing.TB, dir, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	c := exec.CommandContext(t.Context(), name, args...)
+	c.Dir = dir
+	return c
+}
+
+func run(t testing.TB, dir, name string, args ...string) string {
+	t.Helper()
+	out, err := command(t, dir, name, args...).CombinedOutput()
+	require.NoError(t, err, string(out))
+	return string(out)
+}

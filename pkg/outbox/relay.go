@@ -1,0 +1,245 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	eventv1 "github.com/certctl/certctl/proto/gen/go/certctl/event/v1"
+
+	"github.com/certctl/certctl/pkg/lease"
+	"github.com/certctl/certctl/pkg/pg"
+	"github.com/certctl/certctl/pkg/run"
+	"github.com/certctl/certctl/pkg/tick"
+)
+
+// maxBatchBytes keeps a batch below gRPC's usual limit of 4 MiB for a message.
+const maxBatchBytes = 2 << 20
+
+// RelayConfig sets up a relay.
+type RelayConfig struct {
+	// Source is the name of the service whose outbox it is.
+	Source string
+	// Interval is how often the relay looks when nobody kicks it. Zero means 1 s.
+	Interval time.Duration
+	// Batch is how many events one delivery has at most. Zero means 500.
+	Batch int
+	// LeaseFor is how long a dead replica keeps a destination from the others. Zero means 15 s.
+	LeaseFor time.Duration
+	// Timeout bounds one delivery; it is less than LeaseFor. Zero means two thirds of it.
+	Timeout time.Duration
+	// Backoff is for events that the receiver wants again later, and for receivers that cannot be reached. The zero value
+	// means 200 ms up to 1 min, without end.
+	Backoff lease.Backoff
+}
+
+func (c *RelayConfig) setDefaults() {
+	if c.Interval <= 0 {
+		c.Interval = time.Second
+	}
+	if c.Batch <= 0 {
+		c.Batch = 500
+	}
+	if c.LeaseFor <= 0 {
+		c.LeaseFor = 15 * time.Second
+	}
+	if c.Timeout <= 0 || c.Timeout >= c.LeaseFor {
+		c.Timeout = c.LeaseFor * 2 / 3
+	}
+	if c.Backoff.Base <= 0 {
+		c.Backoff.Base = 200 * time.Millisecond
+	}
+	if c.Backoff.Cap <= 0 {
+		c.Backoff.Cap = time.Minute
+	}
+	c.Backoff.MaxAttempts = 0 // a fact is never given up because its receiver is away
+}
+
+// RelayDeps are what a relay works with.
+type RelayDeps struct {
+	DB *pg.DB
+	// Sinks are the receivers, by destination.
+	Sinks  map[string]eventv1.EventSinkServiceClient
+	Logger *zap.Logger
+	// Registry takes the metrics; nil means none.
+	Registry prometheus.Registerer
+}
+
+// Relay delivers the events of one outbox. Of several replicas, one at a time serves a destination: it holds the
+// destination's row in outbox_leases and has one batch in flight. The statements after a delivery need no fence: an event
+// that the receiver has applied may be deleted by anybody, and for one that is delivered twice there is the inbox.
+type Relay struct {
+	routes  []*route
+	metrics *metrics
+}
+
+// route is the way to one destination.
+type route struct {
+	cfg         RelayConfig
+	destination string
+	sink        eventv1.EventSinkServiceClient
+	db          *pg.DB
+	log         *zap.Logger
+	metrics     *metrics
+	kicker      *tick.Kicker
+
+	leaseID    uuid.UUID
+	leaseUntil time.Time // by this process's clock; zero when not held
+}
+
+// NewRelay returns a relay.
+func NewRelay(cfg RelayConfig, deps RelayDeps) (*Relay, error) {
+	cfg.setDefaults()
+	if deps.DB == nil || cfg.Source == "" {
+		return nil, errors.New("outbox relay: a source and a database are needed")
+	}
+	if deps.Logger == nil {
+		deps.Logger = zap.NewNop()
+	}
+	m, err := newMetrics(deps.Registry)
+	if err != nil {
+		return nil, err
+	}
+	r := &Relay{metrics: m}
+	for _, name := range slices.Sorted(maps.Keys(deps.Sinks)) {
+		m.announce(name)
+		r.routes = append(r.routes, &route{
+			cfg: cfg, destination: name, sink: deps.Sinks[name], db: deps.DB, metrics: m, kicker: tick.NewKicker(),
+			log: deps.Logger.With(zap.String("destination", name)), leaseID: uuid.New(),
+		})
+	}
+	return r, nil
+}
+
+// Kick tells the relay that there are new events: after a commit, or on a notification on Channel.
+func (r *Relay) Kick() {
+	for _, route := range r.routes {
+		route.kicker.Kick()
+	}
+}
+
+// Run delivers until ctx ends, then lets go of its destinations.
+func (r *Relay) Run(ctx context.Context) error {
+	var group errgroup.Group
+	for _, route := range r.routes {
+		group.Go(func() error { return route.run(ctx) })
+	}
+	return group.Wait()
+}
+
+func (r *route) run(ctx context.Context) error {
+	ticker, err := tick.New(r.cfg.Interval, tick.DefaultJitter)
+	if err != nil {
+		return fmt.Errorf("outbox relay: %w", err)
+	}
+	defer ticker.Stop()
+	defer r.release(ctx)
+	failures := 0
+	r.observe(ctx)
+	for ctx.Err() == nil {
+		more, err := r.protected(ctx)
+		if err != nil && ctx.Err() == nil {
+			failures++
+			r.log.Warn("delivering events failed", zap.Int("failures", failures), zap.Error(err))
+			r.pause(ctx, failures)
+			continue
+		}
+		failures = 0
+		if !more {
+			r.wait(ctx, ticker.C)
+		}
+	}
+	return nil
+}
+
+// wait blocks until there may be something to deliver.
+func (r *route) wait(ctx context.Context, ticks <-chan time.Time) {
+	select {
+	case <-ctx.Done():
+	case <-r.kicker.C():
+	case <-ticks:
+		r.observe(ctx)
+	}
+}
+
+// pause keeps kicks from hammering a receiver that is away.
+func (r *route) pause(ctx context.Context, failures int) {
+	wait, _ := r.cfg.Backoff.Next(failures)
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+		r.observe(ctx)
+	}
+}
+
+// protected is step with panics turned into errors.
+func (r *route) protected(ctx context.Context) (more bool, err error) {
+	err = run.Safely(func() (err error) {
+		more, err = r.step(ctx)
+		return err
+	})
+	return more, err
+}
+
+// step delivers one batch and tells whether there may be more.
+func (r *route) step(ctx context.Context) (more bool, err error) {
+	held, err := r.hold(ctx)
+	if err != nil || !held {
+		return false, err
+	}
+	batch, more, err := r.read(ctx)
+	if err != nil || len(batch) == 0 {
+		return false, err
+	}
+	return more, r.deliver(ctx, batch)
+}
+
+const holdLease = `INSERT INTO outbox_leases AS l (destination, lease_id, lease_until)
+VALUES ($1, $2, statement_timestamp() + $3::interval)
+ON CONFLICT (destination) DO UPDATE SET lease_id = EXCLUDED.lease_id, lease_until = EXCLUDED.lease_until
+ WHERE l.lease_id = EXCLUDED.lease_id OR l.lease_until <= statement_timestamp()`
+
+// hold takes or renews the lease on the destination. It leaves time for a whole delivery.
+func (r *route) hold(ctx context.Context) (bool, error) {
+	now := time.Now()
+	if now.Add(r.cfg.Timeout).Before(r.leaseUntil) {
+		return true, nil
+	}
+	tag, err := r.db.Pool.Exec(ctx, holdLease, r.destination, r.leaseID, r.cfg.LeaseFor)
+	if err != nil {
+		r.leaseUntil = time.Time{}
+		return false, fmt.Errorf("hold the lease on %s: %w", r.destination, err)
+	}
+	if tag.RowsAffected() == 0 {
+		r.leaseUntil = time.Time{}
+		return false, nil
+	}
+	r.leaseUntil = now.Add(r.cfg.LeaseFor)
+	return true, nil
+}
+
+// release lets another replica go on at once.
+func (r *route) release(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	if _, err := r.db.Pool.Exec(ctx, `DELETE FROM outbox_leases WHERE destination = $1 AND lease_id = $2`, r.destination, r.leaseID); err != nil {
+		r.log.Warn("releasing the lease failed", zap.Error(err))
+	}
+	r.leaseUntil = time.Time{}
+}
+
+func (r *route) observe(ctx context.Context) {
+	if err := r.metrics.count(ctx, r.db, r.destination); err != nil && ctx.Err() == nil {
+		r.log.Warn("counting events failed", zap.Error(err))
+	}
+}

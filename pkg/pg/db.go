@@ -1,0 +1,186 @@
+package pg
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.uber.org/zap"
+
+	"github.com/certctl/certctl/pkg/secretbox"
+)
+
+const (
+	connLifetime       = 30 * time.Minute
+	connLifetimeJitter = 6 * time.Minute
+	connIdleTime       = 5 * time.Minute
+	healthCheckPeriod  = 30 * time.Second
+	pingTimeout        = 5 * time.Second
+
+	// attemptWithin bounds one attempt of Open, all addresses of the host together.
+	attemptWithin = 10 * time.Second
+)
+
+// Config says how a service connects.
+type Config struct {
+	BaseURL     secretbox.Secret // CERTCTL_DATABASE_URL
+	RoleSecret  secretbox.Secret // CERTCTL_DATABASE_ROLE_SECRET; empty: the base URL's password
+	SharedRoles bool             // CERTCTL_DATABASE_ROLES=shared: the base login serves all
+	Service     string           // names the schema and, after "certctl_", the role
+
+	// MaxConns is this replica's whole share of the service's quota. With Listen one of them is kept for the
+	// LISTEN connection and the pool gets one less.
+	MaxConns int
+	Listen   bool
+
+	// StartWait is how long Open waits for a server that is down or starting; zero asks once.
+	StartWait time.Duration
+	Log       *zap.Logger
+}
+
+func (c Config) check() error {
+	least := 1
+	if c.Listen {
+		least = 2
+	}
+	switch {
+	case c.Service == "":
+		return errors.New("pg.Config.Service is empty")
+	case c.MaxConns < least:
+		return fmt.Errorf("pool of %s: MaxConns is %d, the least is %d", c.Service, c.MaxConns, least)
+	}
+	return nil
+}
+
+// DB is one service's way to its schema.
+type DB struct {
+	Pool *pgxpool.Pool
+
+	log        *zap.Logger
+	listenConn *pgx.ConnConfig // nil without Config.Listen
+	listening  atomic.Bool
+}
+
+// Open connects as the service's role, whose search_path is the service's schema. It returns when a connection
+// has worked. While the server is down, starting, or out of connections it tries again for StartWait; other refusals
+// (password, missing database) return at once. Errors are explained by Diagnose.
+func Open(ctx context.Context, cfg Config) (*DB, error) {
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	cc, err := connConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	db := &DB{log: cfg.Log}
+	size := cfg.MaxConns
+	if cfg.Listen {
+		size--
+		db.listenConn = cc.Copy()
+	}
+	if db.Pool, err = newPool(ctx, cc, size); err != nil {
+		return nil, err
+	}
+	if err := untilUp(ctx, cfg.StartWait, cfg.Log, db.Pool.Ping); err != nil {
+		db.Pool.Close()
+		return nil, fmt.Errorf("open database for %s: %w", cfg.Service, err)
+	}
+	return db, nil
+}
+
+// Close gives all pooled connections back and waits for it.
+func (db *DB) Close() { db.Pool.Close() }
+
+// connConfig turns the base URL into the service's own login.
+func connConfig(cfg Config) (*pgx.ConnConfig, error) {
+	cc, err := parseBase(cfg.BaseURL)
+	if err != nil {
+		return nil, err
+	}
+	cc.RuntimeParams["application_name"] = "certctl/" + cfg.Service
+	cc.RuntimeParams["search_path"] = cfg.Service
+	if cfg.SharedRoles {
+		for name, value := range roleSettings(cfg.Service) {
+			cc.RuntimeParams[name] = value
+		}
+		return cc, nil
+	}
+	password, err := rolePassword(cc, cfg.RoleSecret, cfg.Service)
+	if err != nil {
+		return nil, err
+	}
+	cc.User, cc.Password = RoleName(cfg.Service), password.Reveal()
+	return cc, nil
+}
+
+func newPool(ctx context.Context, cc *pgx.ConnConfig, size int) (*pgxpool.Pool, error) {
+	pc, err := pgxpool.ParseConfig("")
+	if err != nil {
+		return nil, errors.New("the PG… variables of the environment are no valid settings for Postgres")
+	}
+	pc.ConnConfig = cc
+	pc.MaxConns = int32(size) //nolint:gosec // a pool size; checked against the sum of all quotas
+	pc.MinConns = 0
+	pc.MaxConnLifetime = connLifetime
+	pc.MaxConnLifetimeJitter = connLifetimeJitter
+	pc.MaxConnIdleTime = connIdleTime
+	pc.HealthCheckPeriod = healthCheckPeriod
+	pc.PingTimeout = pingTimeout
+	pool, err := pgxpool.NewWithConfig(ctx, pc)
+	if err != nil {
+		return nil, fmt.Errorf("make connection pool: %w", err)
+	}
+	return pool, nil
+}
+
+// untilUp calls connect until it works, fails for a reason that waiting does not mend, or wait is over.
+func untilUp(ctx context.Context, wait time.Duration, log *zap.Logger, connect func(context.Context) error) error {
+	deadline := time.Now().Add(wait)
+	pause := newBackoff(100*time.Millisecond, 2*time.Second)
+	said := false
+	for {
+		tryCtx, cancel := context.WithTimeout(ctx, attemptWithin)
+		err := connect(tryCtx)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		if !Transient(err) || !time.Now().Before(deadline) {
+			return Diagnose(err)
+		}
+		if !said {
+			log.Info("waiting for Postgres", zap.Duration("at_most", wait), zap.Error(err))
+			said = true
+		}
+		if sleepErr := sleep(ctx, min(pause.NextBackOff(), time.Until(deadline))); sleepErr != nil {
+			return Diagnose(errors.Join(sleepErr, err))
+		}
+	}
+}
+
+func newBackoff(first, most time.Duration) *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval = first, most
+	b.Reset()
+	return b
+}
+
+// sleep waits for d or the end of ctx, whose error it returns.
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}

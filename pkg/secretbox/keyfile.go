@@ -1,0 +1,127 @@
+package secretbox
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// maxKeyFile bounds what is read of a key file.
+const maxKeyFile = 64 << 10
+
+const keyFileHead = `# certctl: keys for secrets at rest, AES-256 in base64, one on a line.
+# The first encrypts, all decrypt. To rotate, put a new line above the others. Without this file the secrets are lost.
+`
+
+// ParseKeys reads keys, one base64 text of 32 bytes on a line; empty lines and lines that begin with # do not count.
+// Errors give the number of the line and nothing of its content.
+func ParseKeys(text Secret) ([]Key, error) {
+	var keys []Key
+	lines := bufio.NewScanner(strings.NewReader(text.Reveal()))
+	for n := 1; lines.Scan(); n++ {
+		line := strings.TrimSpace(lines.Text())
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		raw, err := base64.StdEncoding.DecodeString(line)
+		if err != nil {
+			return nil, fmt.Errorf("encryption keys, line %d: not base64", n)
+		}
+		k, err := NewKey(raw)
+		if err != nil {
+			return nil, fmt.Errorf("encryption keys, line %d: %w", n, err)
+		}
+		keys = append(keys, k)
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("encryption keys: %w", err)
+	}
+	if len(keys) == 0 {
+		return nil, errors.New("encryption keys: there are none")
+	}
+	return keys, nil
+}
+
+// LoadKeys reads a key file. A file that others than its owner may read or write is refused.
+func LoadKeys(path string) ([]Key, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("encryption keys: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("encryption keys: %w", err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("encryption keys: %s is not a regular file", path)
+	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		return nil, fmt.Errorf("encryption keys: %s has mode %04o; only its owner may read it: chmod 600 %s", path, mode, path)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxKeyFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("encryption keys: %w", err)
+	}
+	if len(b) > maxKeyFile {
+		return nil, fmt.Errorf("encryption keys: %s is larger than %d bytes", path, maxKeyFile)
+	}
+	keys, err := ParseKeys(NewSecret(string(b)))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return keys, nil
+}
+
+// LoadOrCreateKeys reads the key file, or makes it with one random key when there is none. The file appears whole and on
+// disk or not at all, and of two processes that start at once one makes it and both use it.
+func LoadOrCreateKeys(path string) ([]Key, error) {
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		if err := createKeyFile(path); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, fmt.Errorf("create encryption key: %w", err)
+		}
+	}
+	return LoadKeys(path)
+}
+
+func createKeyFile(path string) (err error) {
+	dir := filepath.Dir(path)
+	// CreateTemp opens with O_EXCL and mode 0600.
+	f, err := os.CreateTemp(dir, filepath.Base(path)+".new-*")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.Remove(f.Name())) }()
+	content := bytes.NewBufferString(keyFileHead + GenerateKey().encode() + "\n")
+	if err := writeSynced(f, content); err != nil {
+		return err
+	}
+	// Link, unlike rename, does not replace a file that came meanwhile.
+	if err := os.Link(f.Name(), path); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+func writeSynced(f *os.File, content *bytes.Buffer) error {
+	_, err := content.WriteTo(f)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

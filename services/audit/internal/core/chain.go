@@ -1,0 +1,189 @@
+// Package core is the hash chain: what is hashed, how a place is anchored, and what makes a chain valid.
+package core
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"hash"
+	"time"
+)
+
+// Event is one entry of the record. Times are UTC and have a precision of a microsecond, as in Postgres.
+type Event struct {
+	Sequence     int64
+	ID           string
+	Time         time.Time
+	RecordTime   time.Time
+	ActorType    string
+	ActorID      string
+	Action       string
+	ResourceType string
+	ResourceID   string
+	Outcome      string
+	RequestID    string
+	// Data is a JSON object.
+	Data         []byte
+	Hash         []byte
+	PreviousHash []byte
+}
+
+// Anchor is a place of the chain, with a MAC over it.
+type Anchor struct {
+	Sequence int64
+	Hash     []byte
+	Time     time.Time
+	MAC      []byte
+}
+
+// Genesis is the previous hash of the first event.
+func Genesis() []byte { return make([]byte, sha256.Size) }
+
+// Sum is the event's hash: SHA-256 over the previous hash and every field, each with its length before it, so that no
+// two different events give the same bytes.
+func (e *Event) Sum() []byte {
+	h := sha256.New()
+	field(h, e.PreviousHash)
+	number(h, e.Sequence)
+	field(h, []byte(e.ID))
+	number(h, e.Time.UnixMicro())
+	number(h, e.RecordTime.UnixMicro())
+	for _, s := range []string{e.ActorType, e.ActorID, e.Action, e.ResourceType, e.ResourceID, e.Outcome, e.RequestID} {
+		field(h, []byte(s))
+	}
+	field(h, e.Data)
+	return h.Sum(nil)
+}
+
+func field(h hash.Hash, b []byte) {
+	number(h, int64(len(b)))
+	h.Write(b)
+}
+
+func number(h hash.Hash, n int64) {
+	var b [8]byte
+	binary.BigEndian.PutUint64(b[:], uint64(n))
+	h.Write(b[:])
+}
+
+// Chain gives the events their place after the head: sequence, previous hash, record time and hash.
+func Chain(events []*Event, head Anchor, now time.Time) Anchor {
+	now = now.UTC().Truncate(time.Microsecond)
+	for _, e := range events {
+		e.Sequence, e.PreviousHash, e.RecordTime = head.Sequence+1, head.Hash, now
+		e.Hash = e.Sum()
+		head = Anchor{Sequence: e.Sequence, Hash: e.Hash, Time: now}
+	}
+	return head
+}
+
+// Sealer makes and checks the MACs of anchors.
+type Sealer struct{ key []byte }
+
+// NewSealer takes a key that is kept outside of the database.
+func NewSealer(key []byte) Sealer { return Sealer{key: key} }
+
+// Kinds of anchors: a checkpoint's MAC does not fit as a head's, so that an old checkpoint cannot pose as the end.
+const (
+	KindHead       = "head"
+	KindCheckpoint = "checkpoint"
+)
+
+// Seal sets the anchor's MAC: HMAC-SHA-256 over kind, sequence and hash.
+func (s Sealer) Seal(kind string, a Anchor) Anchor {
+	a.MAC = s.mac(kind, a)
+	return a
+}
+
+// Fits tells whether the anchor's MAC was made with our key.
+func (s Sealer) Fits(kind string, a Anchor) bool {
+	return subtle.ConstantTimeCompare(a.MAC, s.mac(kind, a)) == 1
+}
+
+func (s Sealer) mac(kind string, a Anchor) []byte {
+	m := hmac.New(sha256.New, s.key)
+	field(m, []byte(kind))
+	number(m, a.Sequence)
+	field(m, a.Hash)
+	return m.Sum(nil)
+}
+
+// Reasons why a chain is invalid.
+const (
+	ReasonHash     = "HASH_MISMATCH"
+	ReasonPrevious = "PREVIOUS_HASH_MISMATCH"
+	ReasonGap      = "SEQUENCE_GAP"
+	ReasonHead     = "HEAD_MISMATCH"
+	ReasonAnchor   = "CHECKPOINT_MISMATCH"
+)
+
+// Fault is the first broken place of a chain.
+type Fault struct {
+	Sequence int64
+	ID       string
+	Reason   string
+	Message  string
+}
+
+// Verifier walks a chain, event by event.
+type Verifier struct {
+	last    Anchor
+	checked int64
+}
+
+// NewVerifier starts after a place that is known to be right; the zero Anchor with Genesis is the start.
+func NewVerifier(after Anchor) *Verifier { return &Verifier{last: after} }
+
+// Next checks the next event; nil means that it fits.
+func (v *Verifier) Next(e *Event) *Fault {
+	switch {
+	case e.Sequence != v.last.Sequence+1:
+		return &Fault{Sequence: v.last.Sequence + 1, Reason: ReasonGap,
+			Message: fmt.Sprintf("event %d is missing; the next one there is %d", v.last.Sequence+1, e.Sequence)}
+	case !same(e.PreviousHash, v.last.Hash):
+		return &Fault{Sequence: e.Sequence, ID: e.ID, Reason: ReasonPrevious,
+			Message: "the event's previous hash is not the hash of the event before it"}
+	case !same(e.Hash, e.Sum()):
+		return &Fault{Sequence: e.Sequence, ID: e.ID, Reason: ReasonHash,
+			Message: "the event's fields do not give its hash: it was changed after it was recorded"}
+	}
+	v.last = Anchor{Sequence: e.Sequence, Hash: e.Hash, Time: e.RecordTime}
+	v.checked++
+	return nil
+}
+
+// Anchored checks an anchor of the place just passed.
+func (v *Verifier) Anchored(s Sealer, a Anchor) *Fault {
+	if a.Sequence == v.last.Sequence && same(a.Hash, v.last.Hash) && s.Fits(KindCheckpoint, a) {
+		return nil
+	}
+	return &Fault{Sequence: a.Sequence, Reason: ReasonAnchor,
+		Message: "the checkpoint at this event does not fit: the chain up to here, or the checkpoint, was made anew"}
+}
+
+// End checks the anchored head against the last event.
+func (v *Verifier) End(s Sealer, head Anchor) *Fault {
+	if head.Sequence == v.last.Sequence && same(head.Hash, v.last.Hash) && (head.Sequence == 0 || s.Fits(KindHead, head)) {
+		return nil
+	}
+	at := min(head.Sequence, v.last.Sequence) + 1
+	if head.Sequence == v.last.Sequence {
+		at = head.Sequence
+	}
+	return &Fault{Sequence: at, Reason: ReasonHead,
+		Message: fmt.Sprintf("the chain ends at event %d, its anchor says %d: events at the end, or the anchor, were changed", v.last.Sequence, head.Sequence)}
+}
+
+// Last is the last place that fitted.
+func (v *Verifier) Last() Anchor { return v.last }
+
+// Checked is how many events fitted.
+func (v *Verifier) Checked() int64 { return v.checked }
+
+func same(a, b []byte) bool { return subtle.ConstantTimeCompare(a, b) == 1 }
+
+// Hex writes a hash as the API shows it.
+func Hex(b []byte) string { return hex.EncodeToString(b) }

@@ -1,0 +1,385 @@
+// Package store is all SQL of audit.
+package store
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/certctl/certctl/pkg/page"
+	"github.com/certctl/certctl/pkg/pg"
+	"github.com/certctl/certctl/pkg/revision"
+	"github.com/certctl/certctl/services/audit/internal/core"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// Collection is the name under which the list's revision is kept.
+const Collection = "audit"
+
+// chainLock serialises appends: one writer at a time has the end of the chain.
+const chainLock = 0x6365727461756474
+
+// walkSize is how many events a walk reads at once.
+const walkSize = 5000
+
+// Schema is audit's part of the database. Nobody may change or delete an event or a checkpoint.
+func Schema() pg.Schema {
+	return pg.Schema{Name: "audit", FS: migrations, AppendOnly: []string{"events", "checkpoints"}}
+}
+
+// Store reads and appends.
+type Store struct {
+	db     *pg.DB
+	sealer core.Sealer
+}
+
+// New makes a store; the sealer anchors the head.
+func New(db *pg.DB, sealer core.Sealer) *Store { return &Store{db: db, sealer: sealer} }
+
+const columns = `sequence, id, time, record_time, actor_type, actor_id, action, resource_type, resource_id, outcome, request_id, data::text, hash, previous_hash`
+
+// Append puts the events that are not there yet at the end of the chain, in the given order, and moves the head, all in
+// one transaction. It answers how many were new.
+func (s *Store) Append(ctx context.Context, events []*core.Event) (int, error) {
+	added := 0
+	err := s.db.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(chainLock)); err != nil {
+			return fmt.Errorf("lock the end of the chain: %w", err)
+		}
+		fresh, err := unknown(ctx, tx, events)
+		if err != nil || len(fresh) == 0 {
+			return err
+		}
+		head, err := readHead(ctx, tx)
+		if err != nil {
+			return err
+		}
+		head = core.Chain(fresh, head, time.Now())
+		if err := insert(ctx, tx, fresh); err != nil {
+			return err
+		}
+		if err := s.moveHead(ctx, tx, head); err != nil {
+			return err
+		}
+		added = len(fresh)
+		return revision.Bump(ctx, tx, Collection)
+	})
+	return added, err
+}
+
+// unknown leaves out what is recorded already, and doubles within the batch.
+func unknown(ctx context.Context, tx pgx.Tx, events []*core.Event) ([]*core.Event, error) {
+	ids := make([]string, 0, len(events))
+	for _, e := range events {
+		ids = append(ids, e.ID)
+	}
+	rows, err := tx.Query(ctx, `SELECT id FROM events WHERE id = ANY($1)`, ids)
+	if err != nil {
+		return nil, fmt.Errorf("look for known events: %w", err)
+	}
+	known, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("look for known events: %w", err)
+	}
+	seen := make(map[string]bool, len(known))
+	for _, id := range known {
+		seen[id] = true
+	}
+	fresh := make([]*core.Event, 0, len(events))
+	for _, e := range events {
+		if !seen[e.ID] {
+			seen[e.ID] = true
+			fresh = append(fresh, e)
+		}
+	}
+	return fresh, nil
+}
+
+func insert(ctx context.Context, tx pgx.Tx, events []*core.Event) error {
+	_, err := tx.CopyFrom(ctx, pgx.Identifier{"events"}, []string{"sequence", "id", "time", "record_time", "actor_type", "actor_id",
+		"action", "resource_type", "resource_id", "outcome", "request_id", "data", "hash", "previous_hash"},
+		pgx.CopyFromSlice(len(events), func(i int) ([]any, error) {
+			e := events[i]
+			return []any{e.Sequence, e.ID, e.Time, e.RecordTime, e.ActorType, e.ActorID, e.Action, e.ResourceType, e.ResourceID,
+				e.Outcome, e.RequestID, string(e.Data), e.Hash, e.PreviousHash}, nil
+		}))
+	if err != nil {
+		return fmt.Errorf("append events: %w", err)
+	}
+	return nil
+}
+
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+func readHead(ctx context.Context, q querier) (core.Anchor, error) {
+	a := core.Anchor{Hash: core.Genesis()}
+	err := q.QueryRow(ctx, `SELECT sequence, hash, time, mac FROM head`).Scan(&a.Sequence, &a.Hash, &a.Time, &a.MAC)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return a, fmt.Errorf("read the end of the chain: %w", err)
+	}
+	return a, nil
+}
+
+func (s *Store) moveHead(ctx context.Context, tx pgx.Tx, head core.Anchor) error {
+	head = s.sealer.Seal(core.KindHead, head)
+	_, err := tx.Exec(ctx, `INSERT INTO head (sequence, hash, time, mac) VALUES ($1, $2, $3, $4)
+ON CONFLICT (singleton) DO UPDATE SET sequence = excluded.sequence, hash = excluded.hash, time = excluded.time, mac = excluded.mac`,
+		head.Sequence, head.Hash, head.Time, head.MAC)
+	if err != nil {
+		return fmt.Errorf("move the end of the chain: %w", err)
+	}
+	return nil
+}
+
+// Filter says which events to list. Zero fields do not filter.
+type Filter struct {
+	ActorID, ActorType, Action, ResourceType, ResourceID, Outcome, RequestID string
+	// After and Before bound the time that it happened: after <= time < before.
+	After, Before time.Time
+	Order         page.Order
+	Cursor        page.Cursor
+	// Limit is the number of rows to read.
+	Limit int
+}
+
+func (f Filter) where() (string, []any) {
+	var conds []string
+	var args []any
+	add := func(cond string, arg any) {
+		args = append(args, arg)
+		conds = append(conds, fmt.Sprintf(cond, len(args)))
+	}
+	for _, c := range []struct{ column, value string }{
+		{"actor_id", f.ActorID}, {"actor_type", f.ActorType}, {"resource_type", f.ResourceType},
+		{"resource_id", f.ResourceID}, {"outcome", f.Outcome}, {"request_id", f.RequestID},
+	} {
+		if c.value != "" {
+			add(c.column+" = $%d", c.value)
+		}
+	}
+	if f.RequestID != "" {
+		conds = append(conds, "request_id <> ''")
+	}
+	if prefix, ok := strings.CutSuffix(f.Action, ".*"); ok {
+		add("action LIKE $%d", likeEscaper.Replace(prefix)+".%")
+	} else if f.Action != "" {
+		add("action = $%d", f.Action)
+	}
+	if !f.After.IsZero() {
+		add("time >= $%d", f.After)
+	}
+	if !f.Before.IsZero() {
+		add("time < $%d", f.Before)
+	}
+	if len(conds) == 0 {
+		return "TRUE", nil
+	}
+	return strings.Join(conds, " AND "), args
+}
+
+var likeEscaper = strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`)
+
+// List answers events in the filter's order.
+func (s *Store) List(ctx context.Context, f Filter) ([]*core.Event, error) {
+	sql, args, err := listSQL(f)
+	if err != nil {
+		return nil, err
+	}
+	return scan(ctx, s.db.Pool, sql, args...)
+}
+
+func listSQL(f Filter) (string, []any, error) {
+	where, args := f.where()
+	after, more, err := f.Order.After(f.Cursor, len(args)+1)
+	if err != nil {
+		return "", nil, err
+	}
+	args = append(args, more...)
+	sql := fmt.Sprintf(`SELECT %s FROM events WHERE %s AND %s ORDER BY %s LIMIT %d`, columns, where, after, f.Order.SQL(), f.Limit)
+	return sql, args, nil
+}
+
+// Count answers how many events the filter has.
+func (s *Store) Count(ctx context.Context, f Filter) (int32, error) {
+	where, args := f.where()
+	var n int32
+	if err := s.db.Pool.QueryRow(ctx, `SELECT count(*)::int FROM events WHERE `+where, args...).Scan(&n); err != nil {
+		return 0, fmt.Errorf("count events: %w", err)
+	}
+	return n, nil
+}
+
+// Get answers one event; ok is false when there is none.
+func (s *Store) Get(ctx context.Context, id string) (e *core.Event, ok bool, err error) {
+	events, err := scan(ctx, s.db.Pool, `SELECT `+columns+` FROM events WHERE id = $1`, id)
+	if err != nil || len(events) == 0 {
+		return nil, false, err
+	}
+	return events[0], true, nil
+}
+
+func scan(ctx context.Context, q querier, sql string, args ...any) ([]*core.Event, error) {
+	rows, err := q.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, fmt.Errorf("read events: %w", err)
+	}
+	events, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*core.Event, error) {
+		var e core.Event
+		var data string
+		err := row.Scan(&e.Sequence, &e.ID, &e.Time, &e.RecordTime, &e.ActorType, &e.ActorID, &e.Action, &e.ResourceType, &e.ResourceID,
+			&e.Outcome, &e.RequestID, &data, &e.Hash, &e.PreviousHash)
+		e.Data = []byte(data)
+		return &e, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read events: %w", err)
+	}
+	return events, nil
+}
+
+// Checkpoint answers the newest checkpoint; ok is false when there is none yet.
+func (s *Store) Checkpoint(ctx context.Context) (a core.Anchor, ok bool, err error) {
+	return checkpointBefore(ctx, s.db.Pool, 0)
+}
+
+// checkpointBefore answers the newest checkpoint up to a sequence; 0: the newest of all.
+func checkpointBefore(ctx context.Context, q querier, sequence int64) (a core.Anchor, ok bool, err error) {
+	err = q.QueryRow(ctx, `SELECT sequence, hash, time, mac FROM checkpoints WHERE $1 = 0 OR sequence <= $1 ORDER BY sequence DESC LIMIT 1`, sequence).
+		Scan(&a.Sequence, &a.Hash, &a.Time, &a.MAC)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return a, false, nil
+	}
+	if err != nil {
+		return a, false, fmt.Errorf("read checkpoint: %w", err)
+	}
+	return a, true, nil
+}
+
+// AddCheckpoint anchors a verified place. A place that is anchored already stays as it is.
+func (s *Store) AddCheckpoint(ctx context.Context, a core.Anchor) error {
+	a = s.sealer.Seal(core.KindCheckpoint, a)
+	_, err := s.db.Pool.Exec(ctx, `INSERT INTO checkpoints (sequence, hash, time, mac) VALUES ($1, $2, now(), $3) ON CONFLICT (sequence) DO NOTHING`,
+		a.Sequence, a.Hash, a.MAC)
+	if err != nil {
+		return fmt.Errorf("add checkpoint: %w", err)
+	}
+	return nil
+}
+
+// Report is the outcome of a verification.
+type Report struct {
+	Checked int64
+	Fault   *core.Fault
+	// Last is the last place that fitted.
+	Last core.Anchor
+}
+
+// Verify walks the events from first to last (0: from the start, to the end) as they stand at one moment.
+func (s *Store) Verify(ctx context.Context, first, last int64) (Report, error) {
+	var r Report
+	err := s.db.TxOptions(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(ctx context.Context, tx pgx.Tx) error {
+		var err error
+		r, err = s.verify(ctx, tx, first, last)
+		return err
+	})
+	return r, err
+}
+
+// VerifyNew walks what came since the newest checkpoint that fits its MAC.
+func (s *Store) VerifyNew(ctx context.Context) (Report, error) {
+	a, ok, err := s.Checkpoint(ctx)
+	if err != nil {
+		return Report{}, err
+	}
+	if !ok || !s.sealer.Fits(core.KindCheckpoint, a) {
+		return s.Verify(ctx, 0, 0)
+	}
+	return s.Verify(ctx, a.Sequence, 0)
+}
+
+func (s *Store) verify(ctx context.Context, tx pgx.Tx, first, last int64) (Report, error) {
+	start, err := place(ctx, tx, first-1)
+	if err != nil {
+		return Report{}, err
+	}
+	v := core.NewVerifier(start)
+	fault, err := s.walk(ctx, tx, v, last)
+	if err != nil {
+		return Report{}, err
+	}
+	if fault == nil && last == 0 {
+		head, err := readHead(ctx, tx)
+		if err != nil {
+			return Report{}, err
+		}
+		fault = v.End(s.sealer, head)
+	}
+	return Report{Checked: v.Checked(), Fault: fault, Last: v.Last()}, nil
+}
+
+// place answers the anchor of an event that a partial walk starts after.
+func place(ctx context.Context, q querier, sequence int64) (core.Anchor, error) {
+	a := core.Anchor{Hash: core.Genesis()}
+	if sequence <= 0 {
+		return a, nil
+	}
+	a.Sequence = sequence
+	err := q.QueryRow(ctx, `SELECT hash FROM events WHERE sequence = $1`, sequence).Scan(&a.Hash)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return a, fmt.Errorf("read event %d: %w", sequence, err)
+	}
+	return a, nil
+}
+
+func (s *Store) walk(ctx context.Context, tx pgx.Tx, v *core.Verifier, last int64) (*core.Fault, error) {
+	for {
+		events, err := scan(ctx, tx, `SELECT `+columns+` FROM events WHERE sequence > $1 AND ($2 = 0 OR sequence <= $2) ORDER BY sequence LIMIT $3`,
+			v.Last().Sequence, last, walkSize)
+		if err != nil {
+			return nil, err
+		}
+		if len(events) == 0 {
+			return nil, nil
+		}
+		anchors, err := anchorsBetween(ctx, tx, events[0].Sequence, events[len(events)-1].Sequence)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range events {
+			if fault := v.Next(e); fault != nil {
+				return fault, nil
+			}
+			if a, ok := anchors[e.Sequence]; ok {
+				if fault := v.Anchored(s.sealer, a); fault != nil {
+					return fault, nil
+				}
+			}
+		}
+	}
+}
+
+func anchorsBetween(ctx context.Context, q querier, first, last int64) (map[int64]core.Anchor, error) {
+	rows, err := q.Query(ctx, `SELECT sequence, hash, time, mac FROM checkpoints WHERE sequence BETWEEN $1 AND $2`, first, last)
+	if err != nil {
+		return nil, fmt.Errorf("read checkpoints: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[core.Anchor])
+	if err != nil {
+		return nil, fmt.Errorf("read checkpoints: %w", err)
+	}
+	anchors := make(map[int64]core.Anchor, len(list))
+	for _, a := range list {
+		anchors[a.Sequence] = a
+	}
+	return anchors, nil
+}

@@ -1,0 +1,280 @@
+package core
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/certctl/certctl/pkg/errs"
+	"github.com/certctl/certctl/pkg/logx"
+	"github.com/certctl/certctl/pkg/page"
+	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
+	"github.com/certctl/certctl/services/inventory/internal/store"
+	"github.com/certctl/certctl/services/inventory/internal/view"
+)
+
+func certificateField(id string) zap.Field { return logx.ID(logx.KeyCertificate, id) }
+
+func errorField(err error) zap.Field { return logx.Error(err) }
+
+// ListDeployments lists deployments.
+func (c *Core) ListDeployments(ctx context.Context, r *inventoryv1.ListDeploymentsRequest) (*inventoryv1.ListDeploymentsResponse, error) {
+	statuses, err := enumNames(r.GetStatus(), inventoryv1.Deployment_Status_name)
+	if err != nil {
+		return nil, err
+	}
+	f := store.DeploymentFilter{CertificateID: r.GetCertificateId(), TargetID: r.GetTargetId(), AgentID: r.GetAgentId(), Statuses: statuses}
+	p, err := listPage(ctx, c, r, lister[store.Deployment]{
+		collection: store.Deployments,
+		rows: func(ctx context.Context, s store.Slice) ([]store.Deployment, error) {
+			return c.store.ListDeployments(ctx, f, s)
+		},
+		count: func(ctx context.Context) (int32, error) { return c.store.CountDeployments(ctx, f) },
+		cursor: func(d store.Deployment, field string) (page.Value, page.Value) {
+			if field == "update_time" {
+				return page.TimeValue(d.UpdateTime), page.TextValue(d.ID)
+			}
+			return page.TimeValue(d.CreateTime), page.TextValue(d.ID)
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &inventoryv1.ListDeploymentsResponse{Deployments: view.Each(p.rows, view.Deployment), NextPageToken: p.next, TotalSize: p.total}, nil
+}
+
+// GetDeployment answers one.
+func (c *Core) GetDeployment(ctx context.Context, r *inventoryv1.GetDeploymentRequest) (*inventoryv1.GetDeploymentResponse, error) {
+	d, err := c.store.GetDeployment(ctx, r.GetId())
+	if d, err = found(d, err, resourceDeployment, r.GetId()); err != nil {
+		return nil, err
+	}
+	return &inventoryv1.GetDeploymentResponse{Deployment: view.Deployment(d)}, nil
+}
+
+// desired is a version that a target shall serve.
+type desired struct {
+	certificateID, targetID, agentID string
+	version                          int32
+	force                            bool
+	requestKey                       string
+}
+
+// desire opens a deployment, or turns the one that there is to the version, and puts the work into the mailbox at once. The
+// caller holds the certificate's lock.
+func (c *Core) desire(ctx context.Context, t *store.Tx, w desired) error {
+	deadline := time.Now().Add(c.cfg.DeployDeadline)
+	d, err := t.LockDeploymentOf(ctx, w.certificateID, w.targetID)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		id, err := newID("dep")
+		if err != nil {
+			return err
+		}
+		d = store.Deployment{
+			ID: id, CertificateID: w.certificateID, TargetID: w.targetID, AgentID: w.agentID, DesiredVersion: w.version, Force: w.force,
+			RequestKey: w.requestKey, DeadlineTime: &deadline,
+		}
+		if err := t.InsertDeployment(ctx, d); err != nil {
+			return err
+		}
+	case err != nil:
+		return err
+	default:
+		if _, err := t.DesireDeployment(ctx, d.ID, store.Desire{Version: w.version, Force: w.force, RequestKey: w.requestKey, Deadline: deadline}); err != nil {
+			return err
+		}
+		if _, err := t.CancelOpen(ctx, store.OpenSelection{DeploymentID: d.ID}); err != nil {
+			return err
+		}
+	}
+	d.DesiredVersion = w.version
+	return c.openDeploy(ctx, t, d, deadline)
+}
+
+// openDeploy puts a PENDING deployment into the agent's mailbox; the dispatcher looks at it again at its deadline.
+func (c *Core) openDeploy(ctx context.Context, t *store.Tx, d store.Deployment, deadline time.Time) error {
+	if err := c.openAssignment(ctx, t, d, store.KindDeploy, deadline); err != nil {
+		return err
+	}
+	if err := t.PostponeDeployment(ctx, d.ID, deadline); err != nil {
+		return err
+	}
+	return c.deploymentChanged(ctx, t, d.ID)
+}
+
+func (c *Core) openAssignment(ctx context.Context, t *store.Tx, d store.Deployment, kind string, deadline time.Time) error {
+	id, err := newID("")
+	if err != nil {
+		return err
+	}
+	_, err = t.InsertAssignment(ctx, store.Assignment{
+		ID: id, AgentID: d.AgentID, Kind: kind, CertificateID: d.CertificateID, DeploymentID: d.ID, Version: d.DesiredVersion, DeadlineTime: deadline,
+	})
+	return err
+}
+
+// deploymentChanged tells the scheduler what a deployment is now.
+func (c *Core) deploymentChanged(ctx context.Context, t *store.Tx, id string) error {
+	d, err := t.GetDeployment(ctx, id)
+	if err != nil {
+		return err
+	}
+	tell(t, toScheduler, "deployment.changed", resourceDeployment, d.ID, &inventoryv1.DeploymentChanged{Deployment: view.Deployment(d), RequestKey: d.RequestKey})
+	t.Changed(store.Deployments)
+	return nil
+}
+
+// closeDeployments ends deployments that nobody wants any more: their rows go, the last word on them is an event.
+func (c *Core) closeDeployments(ctx context.Context, t *store.Tx, s store.DeploymentSelection, why string) error {
+	deployments, err := t.LockDeployments(ctx, s)
+	if err != nil {
+		return err
+	}
+	for _, d := range deployments {
+		if _, err := t.CancelOpen(ctx, store.OpenSelection{DeploymentID: d.ID}); err != nil {
+			return err
+		}
+		if err := t.DeleteDeployment(ctx, d.ID); err != nil {
+			return err
+		}
+		d.Status, d.ErrorReason, d.ErrorMessage = store.DeploymentFailed, "DEPLOYMENT_CLOSED", why
+		tell(t, toScheduler, "deployment.changed", resourceDeployment, d.ID, &inventoryv1.DeploymentChanged{Deployment: view.Deployment(d), RequestKey: d.RequestKey})
+		audit(ctx, t, "deployment.closed", resourceDeployment, d.ID, map[string]any{"certificate_id": d.CertificateID, "target_id": d.TargetID, "why": why})
+		t.Changed(store.Deployments)
+	}
+	return nil
+}
+
+// redeploy has all deployments on a target made again, after its configuration changed.
+func (c *Core) redeploy(ctx context.Context, t *store.Tx, targetID string) error {
+	deployments, err := t.LockDeployments(ctx, store.DeploymentSelection{TargetID: targetID})
+	if err != nil {
+		return err
+	}
+	for _, d := range deployments {
+		w := desired{certificateID: d.CertificateID, targetID: d.TargetID, agentID: d.AgentID, version: d.DesiredVersion, force: true}
+		if err := c.desire(ctx, t, w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// RequestDeployment makes a deployment due now. A repeat with the same key answers it as it stands.
+func (c *Core) RequestDeployment(ctx context.Context, r *inventoryv1.RequestDeploymentRequest) (*inventoryv1.RequestDeploymentResponse, error) {
+	var out store.Deployment
+	err := c.store.Tx(ctx, func(ctx context.Context, t *store.Tx) error {
+		row, err := t.LockCertificate(ctx, r.GetCertificateId())
+		if row, err = found(row, err, resourceCertificate, r.GetCertificateId()); err != nil {
+			return err
+		}
+		if row.Final() {
+			return wrongState(resourceCertificate, row.ID, row.Status, "it is no longer deployed")
+		}
+		d, err := t.LockDeploymentOf(ctx, row.ID, r.GetTargetId())
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		if err == nil && d.RequestKey == r.GetRequestKey() {
+			out = d
+			return nil
+		}
+		if err := c.requestDeployment(ctx, t, row, r); err != nil {
+			return err
+		}
+		out, err = t.LockDeploymentOf(ctx, row.ID, r.GetTargetId())
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &inventoryv1.RequestDeploymentResponse{Deployment: view.Deployment(out)}, nil
+}
+
+func (c *Core) requestDeployment(ctx context.Context, t *store.Tx, row store.Certificate, r *inventoryv1.RequestDeploymentRequest) error {
+	targets, err := t.GetTargetAgents(ctx, []string{r.GetTargetId()})
+	if err != nil {
+		return err
+	}
+	if len(targets) == 0 || difference([]string{r.GetTargetId()}, row.TargetIDs) != nil && len(difference([]string{r.GetTargetId()}, row.TargetIDs)) > 0 {
+		return errs.New(errs.Conflict, "TARGET_NOT_BOUND", "target %s is not bound to certificate %s", r.GetTargetId(), row.ID)
+	}
+	if targets[0].AgentStatus == store.AgentRetired {
+		return wrongState(resourceAgent, targets[0].AgentID, store.AgentRetired, "it takes no deployments")
+	}
+	v, err := t.VersionFor(ctx, row.ID, targets[0].AgentID)
+	if errors.Is(err, store.ErrNotFound) {
+		return errs.New(errs.Conflict, "NO_VERSION", "certificate %s has no version for agent %s yet", row.ID, targets[0].AgentID)
+	}
+	if err != nil {
+		return err
+	}
+	return c.desire(ctx, t, desired{
+		certificateID: row.ID, targetID: r.GetTargetId(), agentID: targets[0].AgentID, version: v.Version, force: true, requestKey: r.GetRequestKey(),
+	})
+}
+
+// nextVerify is when a deployment that is in place is looked at again.
+func (c *Core) nextVerify() time.Time { return time.Now().Add(jittered(c.cfg.VerifyInterval)) }
+
+// served ends a try with success.
+func (c *Core) served(ctx context.Context, t *store.Tx, d store.Deployment, s store.Sighting) error {
+	moved, err := t.ServeDeployment(ctx, d.ID, s)
+	if err != nil || !moved {
+		return err
+	}
+	audit(ctx, t, "deployment.served", resourceDeployment, d.ID, map[string]any{
+		"certificate_id": d.CertificateID, "target_id": d.TargetID, "version": s.Version, "fingerprint_sha256": s.Fingerprint, "address": s.Address,
+	})
+	return c.deploymentChanged(ctx, t, d.ID)
+}
+
+// failed ends a try without success: another one follows, soon while there are tries left, and slowly after that.
+func (c *Core) failed(ctx context.Context, t *store.Tx, d store.Deployment, s store.Setback, permanent bool) error {
+	over := d.DeadlineTime != nil && !d.DeadlineTime.After(time.Now())
+	if d.Status == store.DeploymentDeploying && !permanent && !over && d.Attempt < c.cfg.DeployMaxAttempts {
+		s.Due = time.Now().Add(c.backoff(d.Attempt))
+		moved, err := t.RetryDeployment(ctx, d.ID, s)
+		if err != nil || !moved {
+			return err
+		}
+		return c.deploymentChanged(ctx, t, d.ID)
+	}
+	s.Due = time.Now().Add(jittered(c.cfg.FailedRetry))
+	moved, err := t.FailDeployment(ctx, d.ID, s)
+	if err != nil || !moved {
+		return err
+	}
+	audit(ctx, t, "deployment.failed", resourceDeployment, d.ID, map[string]any{
+		"certificate_id": d.CertificateID, "target_id": d.TargetID, "version": d.DesiredVersion, "reason": s.Reason, "message": s.Message,
+	})
+	return c.deploymentChanged(ctx, t, d.ID)
+}
+
+// verified takes what a verification saw.
+func (c *Core) verified(ctx context.Context, t *store.Tx, d store.Deployment, s store.Sighting) error {
+	if s.Version == d.DesiredVersion {
+		moved, err := t.ConfirmDeployment(ctx, d.ID, s)
+		if err != nil || !moved || d.Status == store.DeploymentServed && d.ErrorReason == "" {
+			t.Changed(store.Deployments)
+			return err
+		}
+		return c.deploymentChanged(ctx, t, d.ID)
+	}
+	moved, err := t.DriftDeployment(ctx, d.ID, s)
+	if err != nil || !moved {
+		return err
+	}
+	if d.Status == store.DeploymentDrifted && d.ServedFingerprint == s.Fingerprint {
+		t.Changed(store.Deployments)
+		return nil
+	}
+	audit(ctx, t, "deployment.drifted", resourceDeployment, d.ID, map[string]any{
+		"certificate_id": d.CertificateID, "target_id": d.TargetID, "desired_version": d.DesiredVersion, "served_version": s.Version,
+		"served_fingerprint_sha256": s.Fingerprint,
+	})
+	return c.deploymentChanged(ctx, t, d.ID)
+}

@@ -1,0 +1,171 @@
+package core
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/certctl/certctl/pkg/outbox"
+	eventv1 "github.com/certctl/certctl/proto/gen/go/certctl/event/v1"
+	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
+	issuancev1 "github.com/certctl/certctl/proto/gen/go/certctl/issuance/v1"
+	typev1 "github.com/certctl/certctl/proto/gen/go/certctl/type/v1"
+	"github.com/certctl/certctl/services/inventory/internal/store"
+	"github.com/certctl/certctl/services/inventory/internal/view"
+)
+
+// Apply applies one event of another service.
+func (c *Core) Apply(ctx context.Context, t *store.Tx, e *eventv1.Event) error {
+	switch e.GetType() {
+	case "certificate.issued":
+		m := &issuancev1.CertificateIssued{}
+		if err := payload(e, m); err != nil {
+			return err
+		}
+		return c.certificateIssued(ctx, t, m)
+	case "revocation.done":
+		m := &issuancev1.RevocationDone{}
+		if err := payload(e, m); err != nil {
+			return err
+		}
+		_, err := t.FinishRevocations(ctx, m.GetCertificateId(), m.GetSerialNumbers())
+		return err
+	default:
+		return outbox.Reject(fmt.Errorf("inventory knows no event %q", e.GetType()))
+	}
+}
+
+func payload(e *eventv1.Event, into proto.Message) error {
+	if err := e.GetPayload().UnmarshalTo(into); err != nil {
+		return outbox.Reject(fmt.Errorf("decode payload of %s: %w", e.GetType(), err))
+	}
+	return nil
+}
+
+// certificateIssued stores a version, makes it the current one and has it deployed. An order gives one version, however often
+// it is told.
+func (c *Core) certificateIssued(ctx context.Context, t *store.Tx, m *issuancev1.CertificateIssued) error {
+	v, err := parseVersion(m)
+	if err != nil {
+		return outbox.Reject(err)
+	}
+	row, err := t.LockCertificate(ctx, m.GetCertificateId())
+	if errors.Is(err, store.ErrNotFound) {
+		return outbox.Reject(fmt.Errorf("there is no certificate %q", m.GetCertificateId()))
+	}
+	if err != nil {
+		return err
+	}
+	newest, err := t.NewestVersion(ctx, row.ID)
+	if err != nil {
+		return err
+	}
+	v.Version = newest + 1
+	if row.Status == store.CertificateRevoked {
+		// Issued while it was being revoked: nobody wants it any more, so the CA is told.
+		v.RevocationTime, v.RevocationReason, v.RevocationState = row.RevocationTime, row.RevocationReason, "PENDING"
+	}
+	added, err := t.InsertVersion(ctx, v)
+	if err != nil || !added {
+		return err
+	}
+	audit(ctx, t, "version.stored", resourceCertificate, row.ID, map[string]any{
+		"version": v.Version, "serial_number": v.SerialNumber, "fingerprint_sha256": v.FingerprintSHA256, "order_id": v.OrderID,
+		"agent_id": v.AgentID, "not_after": v.NotAfter.Format(time.RFC3339),
+	})
+	t.Changed(store.Certificates)
+	if row.Final() {
+		return c.storedTooLate(ctx, t, row, v)
+	}
+	if _, err := t.ActivateCertificate(ctx, v); err != nil {
+		return err
+	}
+	tell(t, toScheduler, "version.stored", resourceCertificate, row.ID, &inventoryv1.VersionStored{
+		CertificateId: row.ID, Version: v.Version, AgentId: v.AgentID, OrderId: v.OrderID,
+		NotBefore: timestamppb.New(v.NotBefore), NotAfter: timestamppb.New(v.NotAfter),
+	})
+	return c.deployVersion(ctx, t, row, v)
+}
+
+// storedTooLate handles a version of a certificate that is revoked or archived: it is kept for the record and never deployed.
+func (c *Core) storedTooLate(ctx context.Context, t *store.Tx, row store.Certificate, v store.Version) error {
+	if row.Status != store.CertificateRevoked {
+		return nil
+	}
+	reason := typev1.RevocationReason(typev1.RevocationReason_value[row.RevocationReason])
+	tell(t, toIssuance, "version.revoked", resourceCertificate, row.ID, c.revoked(ctx, row, []store.Version{v}, reason))
+	audit(ctx, t, "version.revoked", resourceCertificate, row.ID, map[string]any{
+		"version": v.Version, "serial_number": v.SerialNumber, "reason": row.RevocationReason,
+	})
+	return nil
+}
+
+// deployVersion turns the targets of the version's agent to it.
+func (c *Core) deployVersion(ctx context.Context, t *store.Tx, row store.Certificate, v store.Version) error {
+	if v.AgentID == "" {
+		return nil
+	}
+	targets, err := t.GetTargetAgents(ctx, row.TargetIDs)
+	if err != nil {
+		return err
+	}
+	for _, target := range targets {
+		if target.AgentID != v.AgentID || target.AgentStatus == store.AgentRetired {
+			continue
+		}
+		if err := c.desire(ctx, t, desired{certificateID: row.ID, targetID: target.ID, agentID: v.AgentID, version: v.Version}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// parseVersion reads the leaf. Issuance has checked it against the order; here it only has to be readable.
+func parseVersion(m *issuancev1.CertificateIssued) (store.Version, error) {
+	block, _ := pem.Decode([]byte(m.GetCertificatePem()))
+	if block == nil || block.Type != "CERTIFICATE" {
+		return store.Version{}, errors.New("the issued certificate is not PEM")
+	}
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return store.Version{}, fmt.Errorf("parse issued certificate: %w", err)
+	}
+	fingerprint, key := sha256.Sum256(leaf.Raw), sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
+	return store.Version{
+		CertificateID: m.GetCertificateId(), OrderID: m.GetOrderId(), AgentID: m.GetAgentId(),
+		SerialNumber: leaf.SerialNumber.Text(16), FingerprintSHA256: hex.EncodeToString(fingerprint[:]), PublicKeySHA256: hex.EncodeToString(key[:]),
+		IssuerDN: leaf.Issuer.String(), SubjectDN: leaf.Subject.String(), NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter,
+		KeyAlgorithm: view.KeyAlgorithmName(keyAlgorithm(leaf)), CertificatePEM: m.GetCertificatePem(), ChainPEM: m.GetChainPem(),
+	}, nil
+}
+
+func keyAlgorithm(leaf *x509.Certificate) typev1.KeyAlgorithm {
+	switch key := leaf.PublicKey.(type) {
+	case *ecdsa.PublicKey:
+		switch key.Curve {
+		case elliptic.P256():
+			return typev1.KeyAlgorithm_ECDSA_P256
+		case elliptic.P384():
+			return typev1.KeyAlgorithm_ECDSA_P384
+		}
+	case *rsa.PublicKey:
+		return map[int]typev1.KeyAlgorithm{
+			2048: typev1.KeyAlgorithm_RSA_2048, 3072: typev1.KeyAlgorithm_RSA_3072, 4096: typev1.KeyAlgorithm_RSA_4096,
+		}[key.N.BitLen()]
+	case ed25519.PublicKey:
+		return typev1.KeyAlgorithm_ED25519
+	}
+	return typev1.KeyAlgorithm_KEY_ALGORITHM_UNSPECIFIED
+}

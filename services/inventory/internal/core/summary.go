@@ -1,0 +1,166 @@
+package core
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/certctl/certctl/pkg/errs"
+	"github.com/certctl/certctl/pkg/page"
+	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
+	renewalschedulerv1 "github.com/certctl/certctl/proto/gen/go/certctl/renewalscheduler/v1"
+	"github.com/certctl/certctl/services/inventory/internal/store"
+	"github.com/certctl/certctl/services/inventory/internal/view"
+)
+
+// GetSummary answers counts by status. Every status is named, also those with none.
+func (c *Core) GetSummary(ctx context.Context) (*inventoryv1.GetSummaryResponse, error) {
+	out := &inventoryv1.GetSummaryResponse{}
+	var err error
+	for _, s := range []struct {
+		collection string
+		names      map[int32]string
+		into       *map[string]int32
+	}{
+		{store.Certificates, inventoryv1.Certificate_Status_name, &out.Certificates},
+		{store.Agents, inventoryv1.Agent_Status_name, &out.Agents},
+		{store.Deployments, inventoryv1.Deployment_Status_name, &out.Deployments},
+	} {
+		if *s.into, err = c.countByStatus(ctx, s.collection, s.names); err != nil {
+			return nil, err
+		}
+	}
+	now := time.Now()
+	if out.CertificatesExpiring_7D, err = c.store.CountExpiring(ctx, now.AddDate(0, 0, 7)); err != nil {
+		return nil, err
+	}
+	if out.CertificatesExpiring_30D, err = c.store.CountExpiring(ctx, now.AddDate(0, 0, 30)); err != nil {
+		return nil, err
+	}
+	if out.Stuck, err = c.CountStuck(ctx); err != nil {
+		return nil, err
+	}
+	jobs, err := c.scheduler.CountJobs(ctx, &renewalschedulerv1.CountJobsRequest{})
+	if err != nil {
+		return nil, behind("renewalscheduler", err)
+	}
+	out.Jobs = jobs.GetJobs()
+	return out, nil
+}
+
+func (c *Core) countByStatus(ctx context.Context, collection string, names map[int32]string) (map[string]int32, error) {
+	counts, err := c.store.CountByStatus(ctx, collection)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]int32, len(names))
+	for value, name := range names {
+		if value != 0 {
+			out[name] = 0
+		}
+	}
+	for _, n := range counts {
+		out[n.Status] = n.Count
+	}
+	return out, nil
+}
+
+// ListDiscoveredCertificates lists what was found.
+func (c *Core) ListDiscoveredCertificates(ctx context.Context, r *inventoryv1.ListDiscoveredCertificatesRequest) (*inventoryv1.ListDiscoveredCertificatesResponse, error) {
+	statuses, err := enumNames(r.GetStatus(), inventoryv1.DiscoveredCertificate_Status_name)
+	if err != nil {
+		return nil, err
+	}
+	p, err := listPage(ctx, c, r, lister[store.DiscoveredCertificate]{
+		collection: store.Discovered,
+		rows: func(ctx context.Context, s store.Slice) ([]store.DiscoveredCertificate, error) {
+			return c.store.ListDiscovered(ctx, statuses, s)
+		},
+		count: func(ctx context.Context) (int32, error) { return c.store.CountDiscovered(ctx, statuses) },
+		cursor: func(f store.DiscoveredCertificate, field string) (page.Value, page.Value) {
+			if field == "not_after" {
+				return page.TimeValue(f.NotAfter), page.TextValue(f.ID)
+			}
+			return page.TimeValue(f.LastSeenTime), page.TextValue(f.ID)
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &inventoryv1.ListDiscoveredCertificatesResponse{
+		DiscoveredCertificates: view.Each(p.rows, view.Discovered), NextPageToken: p.next, TotalSize: p.total,
+	}, nil
+}
+
+// GetDiscoveredCertificate answers one.
+func (c *Core) GetDiscoveredCertificate(ctx context.Context, r *inventoryv1.GetDiscoveredCertificateRequest) (*inventoryv1.GetDiscoveredCertificateResponse, error) {
+	f, err := c.store.GetDiscovered(ctx, r.GetId())
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, errs.New(errs.NotFound, "DISCOVERED_CERTIFICATE_NOT_FOUND", "discovered certificate %s not found", r.GetId())
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &inventoryv1.GetDiscoveredCertificateResponse{DiscoveredCertificate: view.Discovered(f)}, nil
+}
+
+// BatchGetCertificates answers certificates with who holds keys for them. One without targets has its caller as key holder.
+func (c *Core) BatchGetCertificates(ctx context.Context, r *inventoryv1.BatchGetCertificatesRequest) (*inventoryv1.BatchGetCertificatesResponse, error) {
+	rows, err := c.store.GetCertificates(ctx, r.GetIds())
+	if err != nil {
+		return nil, err
+	}
+	holders, err := c.store.KeyHolders(ctx, r.GetIds())
+	if err != nil {
+		return nil, err
+	}
+	callers, err := c.store.CallerVersions(ctx, r.GetIds())
+	if err != nil {
+		return nil, err
+	}
+	byID := map[string][]*inventoryv1.KeyHolder{}
+	for _, h := range holders {
+		byID[h.CertificateID] = append(byID[h.CertificateID], keyHolder(h))
+	}
+	caller := map[string]*inventoryv1.KeyHolder{}
+	for _, h := range callers {
+		caller[h.CertificateID] = keyHolder(h)
+	}
+	out := &inventoryv1.BatchGetCertificatesResponse{}
+	for _, row := range rows {
+		record := &inventoryv1.CertificateRecord{Certificate: view.Certificate(row), KeyHolders: byID[row.ID]}
+		if len(row.TargetIDs) == 0 {
+			own := caller[row.ID]
+			if own == nil {
+				own = &inventoryv1.KeyHolder{}
+			}
+			record.KeyHolders = append(record.KeyHolders, own)
+		}
+		out.Records = append(out.Records, record)
+	}
+	return out, nil
+}
+
+func keyHolder(h store.KeyHolder) *inventoryv1.KeyHolder {
+	return &inventoryv1.KeyHolder{
+		AgentId: h.AgentID, Version: h.Version, NotAfter: view.Time(h.NotAfter), AgentName: h.AgentName, AgentStatus: h.AgentStatus,
+	}
+}
+
+// BatchGetDeployments answers the deployments of certificates.
+func (c *Core) BatchGetDeployments(ctx context.Context, r *inventoryv1.BatchGetDeploymentsRequest) (*inventoryv1.BatchGetDeploymentsResponse, error) {
+	rows, err := c.store.DeploymentsOf(ctx, r.GetCertificateIds())
+	if err != nil {
+		return nil, err
+	}
+	return &inventoryv1.BatchGetDeploymentsResponse{Deployments: view.Each(rows, view.Deployment)}, nil
+}
+
+// CountReferences counts certificates in care that use an issuer, profile or policy.
+func (c *Core) CountReferences(ctx context.Context, r *inventoryv1.CountReferencesRequest) (*inventoryv1.CountReferencesResponse, error) {
+	if r.GetIssuerId() == "" && r.GetProfileId() == "" && r.GetPolicyId() == "" {
+		return nil, errs.Field("issuer_id", "one of issuer_id, profile_id and policy_id is needed")
+	}
+	n, err := c.store.CountReferences(ctx, r.GetIssuerId(), r.GetProfileId(), r.GetPolicyId())
+	return &inventoryv1.CountReferencesResponse{Certificates: n}, err
+}

@@ -1,0 +1,365 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Certificate is one row of certificates with the targets that are bound to it.
+type Certificate struct {
+	ID                string
+	Name              string
+	CommonName        string
+	DNSNames          []string
+	IPAddresses       []string
+	EmailAddresses    []string
+	URIs              []string
+	IssuerID          string
+	ProfileID         string
+	PolicyID          string
+	KeyAlgorithm      string
+	Owner             string
+	Team              string
+	Environment       string
+	Labels            map[string]string
+	Status            string
+	CurrentVersion    int32
+	SerialNumber      string
+	FingerprintSHA256 string
+	NotBefore         *time.Time
+	NotAfter          *time.Time
+	RevocationTime    *time.Time
+	RevocationReason  string
+	CreateTime        time.Time
+	UpdateTime        time.Time
+	Revision          int32
+	TargetIDs         []string
+}
+
+const certificateColumns = `c.id, c.name, c.common_name, c.dns_names, c.ip_addresses, c.email_addresses, c.uris, c.issuer_id,
+ c.profile_id, c.policy_id, c.key_algorithm, c.owner, c.team, c.environment, c.labels, c.status, c.current_version,
+ c.serial_number, c.fingerprint_sha256, c.not_before, c.not_after, c.revocation_time, c.revocation_reason, c.create_time,
+ c.update_time, c.revision,
+ ARRAY(SELECT b.target_id FROM certificate_targets b WHERE b.certificate_id = c.id ORDER BY b.target_id) AS target_ids`
+
+// searchText is what the filter "name" looks in.
+func (c Certificate) searchText() string {
+	parts := slices.Concat([]string{c.Name, c.CommonName}, c.DNSNames, c.IPAddresses, c.EmailAddresses, c.URIs)
+	return strings.ToLower(strings.Join(parts, "\n"))
+}
+
+// Final tells whether nothing more is done for the certificate.
+func (c Certificate) Final() bool {
+	return c.Status == CertificateRevoked || c.Status == CertificateArchived
+}
+
+// GetCertificate reads one.
+func (r Reads) GetCertificate(ctx context.Context, id string) (Certificate, error) {
+	return one[Certificate](ctx, r.q, "read certificate", `SELECT `+certificateColumns+` FROM certificates c WHERE c.id = $1`, id)
+}
+
+// GetCertificates reads those that there are of the ids.
+func (r Reads) GetCertificates(ctx context.Context, ids []string) ([]Certificate, error) {
+	return all[Certificate](ctx, r.q, "read certificates", `SELECT `+certificateColumns+` FROM certificates c WHERE c.id = ANY($1) ORDER BY c.id`, ids)
+}
+
+// LockCertificate reads one and keeps others from changing it until the end of the transaction.
+func (t *Tx) LockCertificate(ctx context.Context, id string) (Certificate, error) {
+	return one[Certificate](ctx, t.q, "lock certificate", `SELECT `+certificateColumns+` FROM certificates c WHERE c.id = $1 FOR UPDATE OF c`, id)
+}
+
+// InsertCertificate stores a new PENDING certificate and its bindings.
+func (t *Tx) InsertCertificate(ctx context.Context, c Certificate) (Certificate, error) {
+	_, err := t.q.Exec(ctx, `INSERT INTO certificates (id, name, common_name, dns_names, ip_addresses, email_addresses, uris, search_text,
+ issuer_id, profile_id, policy_id, key_algorithm, owner, team, environment, labels, status)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, 'PENDING')`,
+		c.ID, c.Name, c.CommonName, list(c.DNSNames), list(c.IPAddresses), list(c.EmailAddresses), list(c.URIs), c.searchText(),
+		c.IssuerID, c.ProfileID, c.PolicyID, c.KeyAlgorithm, c.Owner, c.Team, c.Environment, pairs(c.Labels))
+	if err != nil {
+		return Certificate{}, fmt.Errorf("insert certificate: %w", err)
+	}
+	if err := t.Bind(ctx, c.ID, c.TargetIDs); err != nil {
+		return Certificate{}, err
+	}
+	return t.GetCertificate(ctx, c.ID)
+}
+
+// UpdateCertificate writes what a user may change. The caller holds the row's lock.
+func (t *Tx) UpdateCertificate(ctx context.Context, c Certificate) error {
+	_, err := t.q.Exec(ctx, `UPDATE certificates SET name = $2, common_name = $3, dns_names = $4, ip_addresses = $5, email_addresses = $6,
+ uris = $7, search_text = $8, issuer_id = $9, profile_id = $10, policy_id = $11, key_algorithm = $12, owner = $13, team = $14,
+ environment = $15, labels = $16, update_time = now(), revision = revision + 1 WHERE id = $1`,
+		c.ID, c.Name, c.CommonName, list(c.DNSNames), list(c.IPAddresses), list(c.EmailAddresses), list(c.URIs), c.searchText(),
+		c.IssuerID, c.ProfileID, c.PolicyID, c.KeyAlgorithm, c.Owner, c.Team, c.Environment, pairs(c.Labels))
+	if err != nil {
+		return fmt.Errorf("update certificate: %w", err)
+	}
+	return nil
+}
+
+// Bind binds targets to a certificate.
+func (t *Tx) Bind(ctx context.Context, certificateID string, targetIDs []string) error {
+	if len(targetIDs) == 0 {
+		return nil
+	}
+	_, err := t.q.Exec(ctx, `INSERT INTO certificate_targets (certificate_id, target_id) SELECT $1, unnest($2::text[]) ON CONFLICT DO NOTHING`, certificateID, targetIDs)
+	if err != nil {
+		return fmt.Errorf("bind targets: %w", err)
+	}
+	return nil
+}
+
+// Unbind takes targets off a certificate.
+func (t *Tx) Unbind(ctx context.Context, certificateID string, targetIDs []string) error {
+	_, err := t.q.Exec(ctx, `DELETE FROM certificate_targets WHERE certificate_id = $1 AND target_id = ANY($2)`, certificateID, targetIDs)
+	if err != nil {
+		return fmt.Errorf("unbind targets: %w", err)
+	}
+	return nil
+}
+
+// ActivateCertificate makes the version the current one. It answers false for a certificate that is final.
+func (t *Tx) ActivateCertificate(ctx context.Context, v Version) (bool, error) {
+	tr := certificateActivate()
+	return changed(ctx, t.q, "activate certificate", `UPDATE certificates SET status = $3, current_version = $4, serial_number = $5,
+ fingerprint_sha256 = $6, not_before = $7, not_after = $8, update_time = now(), revision = revision + 1
+ WHERE id = $1 AND status = ANY($2)`, v.CertificateID, tr.From, tr.To, v.Version, v.SerialNumber, v.FingerprintSHA256, v.NotBefore, v.NotAfter)
+}
+
+// ExpireCertificate ends an active certificate whose time is over.
+func (t *Tx) ExpireCertificate(ctx context.Context, id string) (bool, error) {
+	tr := certificateExpire()
+	return changed(ctx, t.q, "expire certificate", `UPDATE certificates SET status = $3, update_time = now(), revision = revision + 1
+ WHERE id = $1 AND status = ANY($2) AND not_after <= now()`, id, tr.From, tr.To)
+}
+
+// RevokeCertificate revokes for good.
+func (t *Tx) RevokeCertificate(ctx context.Context, id, reason string, at time.Time) (bool, error) {
+	tr := certificateRevoke()
+	return changed(ctx, t.q, "revoke certificate", `UPDATE certificates SET status = $3, revocation_time = $4, revocation_reason = $5,
+ update_time = now(), revision = revision + 1 WHERE id = $1 AND status = ANY($2)`, id, tr.From, tr.To, at, reason)
+}
+
+// ArchiveCertificate takes a certificate out of care.
+func (t *Tx) ArchiveCertificate(ctx context.Context, id string) (bool, error) {
+	tr := certificateArchive()
+	return changed(ctx, t.q, "archive certificate", `UPDATE certificates SET status = $3, update_time = now(), revision = revision + 1
+ WHERE id = $1 AND status = ANY($2)`, id, tr.From, tr.To)
+}
+
+// ClaimExpired locks up to limit active certificates whose time is over.
+func (t *Tx) ClaimExpired(ctx context.Context, limit int) ([]string, error) {
+	return column[string](ctx, t.q, "claim expired certificates", `SELECT id FROM certificates WHERE status = 'ACTIVE' AND not_after <= now()
+ ORDER BY not_after LIMIT $1 FOR UPDATE SKIP LOCKED`, limit)
+}
+
+// CertificateFilter is what certificates may be looked for by; empty fields count for nothing.
+type CertificateFilter struct {
+	Statuses          []string
+	IssuerID          string
+	ProfileID         string
+	PolicyID          string
+	TargetID          string
+	AgentID           string
+	Owner             string
+	Team              string
+	Environment       string
+	Name              string
+	SerialNumber      string
+	FingerprintSHA256 string
+	ExpiresBefore     *time.Time
+	ExpiresAfter      *time.Time
+	Labels            map[string]string
+}
+
+func (f CertificateFilter) where() *where {
+	w := &where{}
+	w.among("c.status", f.Statuses)
+	w.text("c.issuer_id", f.IssuerID)
+	w.text("c.profile_id", f.ProfileID)
+	w.text("c.policy_id", f.PolicyID)
+	w.text("c.owner", f.Owner)
+	w.text("c.team", f.Team)
+	w.text("c.environment", f.Environment)
+	w.contains("c.search_text", f.Name)
+	w.labels("c.labels", f.Labels)
+	if f.TargetID != "" {
+		w.add("c.id IN (SELECT b.certificate_id FROM certificate_targets b WHERE b.target_id = ?)", f.TargetID)
+	}
+	if f.AgentID != "" {
+		w.add("c.id IN (SELECT b.certificate_id FROM certificate_targets b JOIN targets t ON t.id = b.target_id WHERE t.agent_id = ?)", f.AgentID)
+	}
+	// Any version counts: who finds an old certificate somewhere wants to know whose it was.
+	if f.SerialNumber != "" {
+		w.add("c.id IN (SELECT v.certificate_id FROM certificate_versions v WHERE v.serial_number = ?)", f.SerialNumber)
+	}
+	if f.FingerprintSHA256 != "" {
+		w.add("c.id IN (SELECT v.certificate_id FROM certificate_versions v WHERE v.fingerprint_sha256 = ?)", f.FingerprintSHA256)
+	}
+	// The expression is that of the index; a certificate without an end expires at infinity, which is after everything, so
+	// it has to be left out by name.
+	if f.ExpiresBefore != nil {
+		w.add("COALESCE(c.not_after, 'infinity'::timestamptz) < ?", *f.ExpiresBefore)
+	}
+	if f.ExpiresAfter != nil {
+		w.add("COALESCE(c.not_after, 'infinity'::timestamptz) > ? AND c.not_after IS NOT NULL", *f.ExpiresAfter)
+	}
+	return w
+}
+
+// listCertificates gives the statement of a list, also for EXPLAIN in tests.
+func listCertificates(f CertificateFilter, s Slice) (string, []any, error) {
+	w := f.where()
+	end, err := w.page(s)
+	return `SELECT ` + certificateColumns + ` FROM certificates c` + end, w.args, err
+}
+
+// ListCertificates reads one page.
+func (r Reads) ListCertificates(ctx context.Context, f CertificateFilter, s Slice) ([]Certificate, error) {
+	sql, args, err := listCertificates(f, s)
+	if err != nil {
+		return nil, err
+	}
+	return all[Certificate](ctx, r.q, "list certificates", sql, args...)
+}
+
+// CountCertificates counts what the filter finds.
+func (r Reads) CountCertificates(ctx context.Context, f CertificateFilter) (int32, error) {
+	w := f.where()
+	return value[int32](ctx, r.q, "count certificates", `SELECT count(*)::int FROM certificates c WHERE `+w.sql(), w.args...)
+}
+
+// CountReferences counts certificates that are in care and use any of the named issuer, profile and policy; empty names count for nothing.
+func (r Reads) CountReferences(ctx context.Context, issuerID, profileID, policyID string) (int32, error) {
+	w := CertificateFilter{IssuerID: issuerID, ProfileID: profileID, PolicyID: policyID}.where()
+	return value[int32](ctx, r.q, "count references", `SELECT count(*)::int FROM certificates c WHERE c.status <> 'ARCHIVED' AND `+w.sql(), w.args...)
+}
+
+// KeyHolder is an agent that serves a certificate, with the newest version for its key.
+type KeyHolder struct {
+	CertificateID string
+	AgentID       string
+	AgentName     string
+	AgentStatus   string
+	Version       int32
+	NotAfter      *time.Time
+}
+
+// KeyHolders reads who holds keys for the certificates: agents of their targets; retired ones hold none.
+func (r Reads) KeyHolders(ctx context.Context, certificateIDs []string) ([]KeyHolder, error) {
+	return all[KeyHolder](ctx, r.q, "read key holders", `SELECT h.certificate_id, h.agent_id, a.name AS agent_name, a.status AS agent_status,
+ COALESCE(v.version, 0) AS version, v.not_after
+FROM (SELECT DISTINCT b.certificate_id, t.agent_id FROM certificate_targets b JOIN targets t ON t.id = b.target_id WHERE b.certificate_id = ANY($1)) h
+JOIN agents a ON a.id = h.agent_id AND a.status <> 'RETIRED'
+LEFT JOIN LATERAL (SELECT v.version, v.not_after FROM certificate_versions v WHERE v.certificate_id = h.certificate_id AND v.agent_id = h.agent_id
+ AND v.revocation_time IS NULL ORDER BY v.version DESC LIMIT 1) v ON true
+ORDER BY h.certificate_id, h.agent_id`, certificateIDs)
+}
+
+// CallerVersions reads the newest version whose key the caller keeps, for each certificate that has one.
+func (r Reads) CallerVersions(ctx context.Context, certificateIDs []string) ([]KeyHolder, error) {
+	return all[KeyHolder](ctx, r.q, "read callers' versions", `SELECT DISTINCT ON (v.certificate_id) v.certificate_id, ''::text AS agent_id, ''::text AS agent_name,
+ ''::text AS agent_status, v.version, v.not_after FROM certificate_versions v
+WHERE v.certificate_id = ANY($1) AND v.agent_id = '' AND v.revocation_time IS NULL ORDER BY v.certificate_id, v.version DESC`, certificateIDs)
+}
+
+// Version is one row of certificate_versions.
+type Version struct {
+	CertificateID     string
+	Version           int32
+	OrderID           string
+	AgentID           string
+	SerialNumber      string
+	FingerprintSHA256 string
+	PublicKeySHA256   string
+	IssuerDN          string
+	SubjectDN         string
+	NotBefore         time.Time
+	NotAfter          time.Time
+	KeyAlgorithm      string
+	CertificatePEM    string
+	ChainPEM          string
+	RevocationTime    *time.Time
+	RevocationReason  string
+	RevocationState   string
+	CreateTime        time.Time
+}
+
+const versionColumns = `v.certificate_id, v.version, v.order_id, v.agent_id, v.serial_number, v.fingerprint_sha256, v.public_key_sha256,
+ v.issuer_dn, v.subject_dn, v.not_before, v.not_after, v.key_algorithm, v.certificate_pem, v.chain_pem, v.revocation_time,
+ v.revocation_reason, v.revocation_state, v.create_time`
+
+// InsertVersion stores what was issued. It answers false when the order has a version already.
+func (t *Tx) InsertVersion(ctx context.Context, v Version) (bool, error) {
+	return changed(ctx, t.q, "insert version", `INSERT INTO certificate_versions (certificate_id, version, order_id, agent_id, serial_number,
+ fingerprint_sha256, public_key_sha256, issuer_dn, subject_dn, not_before, not_after, key_algorithm, certificate_pem, chain_pem,
+ revocation_time, revocation_reason, revocation_state)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) ON CONFLICT (order_id) DO NOTHING`,
+		v.CertificateID, v.Version, v.OrderID, v.AgentID, v.SerialNumber, v.FingerprintSHA256, v.PublicKeySHA256, v.IssuerDN, v.SubjectDN,
+		v.NotBefore, v.NotAfter, v.KeyAlgorithm, v.CertificatePEM, v.ChainPEM, v.RevocationTime, v.RevocationReason, v.RevocationState)
+}
+
+// NewestVersion reads the highest version number of a certificate, 0 for none.
+func (r Reads) NewestVersion(ctx context.Context, certificateID string) (int32, error) {
+	return value[int32](ctx, r.q, "read newest version", `SELECT COALESCE(max(version), 0) FROM certificate_versions WHERE certificate_id = $1`, certificateID)
+}
+
+// GetVersion reads one.
+func (r Reads) GetVersion(ctx context.Context, certificateID string, version int32) (Version, error) {
+	return one[Version](ctx, r.q, "read version", `SELECT `+versionColumns+` FROM certificate_versions v WHERE v.certificate_id = $1 AND v.version = $2`, certificateID, version)
+}
+
+// VersionByFingerprint reads the number of the certificate's version with this fingerprint, 0 for a foreign one.
+func (r Reads) VersionByFingerprint(ctx context.Context, certificateID, fingerprint string) (int32, error) {
+	return value[int32](ctx, r.q, "look for fingerprint", `SELECT COALESCE(max(version), 0) FROM certificate_versions
+ WHERE fingerprint_sha256 = $2 AND certificate_id = $1`, certificateID, fingerprint)
+}
+
+// VersionFor reads the newest version that is not revoked for a holder's key.
+func (r Reads) VersionFor(ctx context.Context, certificateID, agentID string) (Version, error) {
+	return one[Version](ctx, r.q, "read holder's version", `SELECT `+versionColumns+` FROM certificate_versions v
+ WHERE v.certificate_id = $1 AND v.agent_id = $2 AND v.revocation_time IS NULL ORDER BY v.version DESC LIMIT 1`, certificateID, agentID)
+}
+
+// ListVersions reads one page of a certificate's versions.
+func (r Reads) ListVersions(ctx context.Context, certificateID string, s Slice) ([]Version, error) {
+	w := &where{}
+	w.add("v.certificate_id = ?", certificateID)
+	end, err := w.page(s)
+	if err != nil {
+		return nil, err
+	}
+	return all[Version](ctx, r.q, "list versions", `SELECT `+versionColumns+` FROM certificate_versions v`+end, w.args...)
+}
+
+// CountVersions counts a certificate's versions.
+func (r Reads) CountVersions(ctx context.Context, certificateID string) (int32, error) {
+	return value[int32](ctx, r.q, "count versions", `SELECT count(*)::int FROM certificate_versions WHERE certificate_id = $1`, certificateID)
+}
+
+// RevokeVersions notes the revocation of one version, or with 0 of all that have not expired, where none is noted yet, and
+// answers those: the first reason stays.
+func (t *Tx) RevokeVersions(ctx context.Context, certificateID string, version int32, reason string, at time.Time) ([]Version, error) {
+	return all[Version](ctx, t.q, "revoke versions", `UPDATE certificate_versions v SET revocation_time = $4, revocation_reason = $3, revocation_state = 'PENDING'
+ WHERE v.certificate_id = $1 AND v.revocation_time IS NULL AND (v.version = $2 OR ($2 = 0 AND v.not_after > now())) RETURNING `+versionColumns,
+		certificateID, version, reason, at)
+}
+
+// RevokedVersions reads a certificate's revoked versions.
+func (r Reads) RevokedVersions(ctx context.Context, certificateID string) ([]Version, error) {
+	return all[Version](ctx, r.q, "read revoked versions", `SELECT `+versionColumns+` FROM certificate_versions v
+ WHERE v.certificate_id = $1 AND v.revocation_time IS NOT NULL ORDER BY v.version`, certificateID)
+}
+
+// FinishRevocations notes that the CA knows of the revocations; without serial numbers, of all of the certificate's.
+func (t *Tx) FinishRevocations(ctx context.Context, certificateID string, serials []string) (int, error) {
+	return count(ctx, t.q, "finish revocations", `UPDATE certificate_versions SET revocation_state = 'DONE'
+ WHERE certificate_id = $1 AND revocation_state = 'PENDING' AND (serial_number = ANY($2) OR cardinality($2::text[]) = 0)`, certificateID, list(serials))
+}
+
+var _ querier = (pgx.Tx)(nil)

@@ -1,0 +1,427 @@
+// Package store has all SQL of inventory. A Tx is one transaction of it: what a change says to others (events, notices
+// to agents' streams, revisions of collections) is gathered in the Tx and written at its end.
+package store
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/certctl/certctl/pkg/mutation"
+	"github.com/certctl/certctl/pkg/outbox"
+	"github.com/certctl/certctl/pkg/page"
+	"github.com/certctl/certctl/pkg/pg"
+	"github.com/certctl/certctl/pkg/revision"
+	eventv1 "github.com/certctl/certctl/proto/gen/go/certctl/event/v1"
+)
+
+// Migrations holds the files of goose.
+//
+//go:embed migrations/*.sql
+var Migrations embed.FS
+
+// Schema is the part of the database that inventory owns.
+func Schema() pg.Schema { return pg.Schema{Name: "inventory", FS: Migrations} }
+
+// Collections whose changes are counted.
+const (
+	Certificates = "certificates"
+	Agents       = "agents"
+	Targets      = "targets"
+	Deployments  = "deployments"
+	Discovered   = "discovered-certificates"
+)
+
+// ErrNotFound is what a read of one row answers when there is none.
+var ErrNotFound = errors.New("no such row")
+
+// NoticeChannel is the NOTIFY channel on which replicas tell each other about agents' streams.
+const NoticeChannel = "inventory_agents"
+
+// NoticeKind says what a notice is about.
+type NoticeKind string
+
+// The kinds of notices.
+const (
+	// NoticeWork: the mailbox has work with at least this number.
+	NoticeWork NoticeKind = "work"
+	// NoticeStream: the agent opened a stream with this epoch; older ones end.
+	NoticeStream NoticeKind = "stream"
+	// NoticeRetired: the agent is retired.
+	NoticeRetired NoticeKind = "retired"
+	// NoticeCredential: credentials of the agent have changed; check them again.
+	NoticeCredential NoticeKind = "credential"
+)
+
+// Notice is for the replica that holds an agent's stream.
+type Notice struct {
+	Kind    NoticeKind
+	AgentID string
+	Number  int64
+}
+
+// String is the payload of NOTIFY.
+func (n Notice) String() string {
+	return string(n.Kind) + " " + n.AgentID + " " + strconv.FormatInt(n.Number, 10)
+}
+
+// ParseNotice reads a payload of NOTIFY.
+func ParseNotice(payload string) (Notice, bool) {
+	parts := strings.Split(payload, " ")
+	if len(parts) != 3 {
+		return Notice{}, false
+	}
+	n, err := strconv.ParseInt(parts[2], 10, 64)
+	return Notice{Kind: NoticeKind(parts[0]), AgentID: parts[1], Number: n}, err == nil
+}
+
+// querier runs statements: the pool or a transaction.
+type querier interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// Config sets up a Store.
+type Config struct {
+	// OnNotice is called after the commit of a transaction for each of its notices; it does not block.
+	OnNotice func(Notice)
+	// OnEvents is called after the commit of a transaction that has written events.
+	OnEvents func()
+}
+
+// Store reads outside of transactions and starts them. Reads has the queries that both it and Tx offer.
+type Store struct {
+	Reads
+	db    *pg.DB
+	cfg   Config
+	sorts sortings
+}
+
+// New makes a store on the database.
+func New(cfg Config, db *pg.DB) (*Store, error) {
+	s, err := newSortings()
+	if err != nil {
+		return nil, err
+	}
+	return &Store{Reads: Reads{q: db.Pool}, db: db, cfg: cfg, sorts: s}, nil
+}
+
+// Reads are queries that work in and out of a transaction.
+type Reads struct{ q querier }
+
+// Tx is one transaction.
+type Tx struct {
+	Reads
+	tx          pgx.Tx
+	events      []outbox.Event
+	notices     map[Notice]struct{}
+	collections map[string]struct{}
+}
+
+func newTx(tx pgx.Tx) *Tx {
+	return &Tx{Reads: Reads{q: tx}, tx: tx, notices: map[Notice]struct{}{}, collections: map[string]struct{}{}}
+}
+
+// Emit writes events with the transaction.
+func (t *Tx) Emit(events ...outbox.Event) { t.events = append(t.events, events...) }
+
+// Changed counts the collections as changed.
+func (t *Tx) Changed(collections ...string) {
+	for _, c := range collections {
+		t.collections[c] = struct{}{}
+	}
+}
+
+// Notify tells the replica that holds the agent's stream, after the commit.
+func (t *Tx) Notify(n Notice) {
+	if n.Kind == NoticeWork { // the highest number says it all
+		for other := range t.notices {
+			if other.Kind == NoticeWork && other.AgentID == n.AgentID {
+				n.Number = max(n.Number, other.Number)
+				delete(t.notices, other)
+			}
+		}
+	}
+	t.notices[n] = struct{}{}
+}
+
+// finish writes what was gathered. Revisions come last: their rows are shared by all writers.
+func (t *Tx) finish(ctx context.Context) error {
+	if len(t.events) > 0 {
+		if err := outbox.Add(ctx, t.tx, t.events...); err != nil {
+			return fmt.Errorf("write events: %w", err)
+		}
+	}
+	if len(t.notices) > 0 {
+		payloads := make([]string, 0, len(t.notices))
+		for n := range t.notices {
+			payloads = append(payloads, n.String())
+		}
+		if _, err := t.tx.Exec(ctx, `SELECT pg_notify($1, p) FROM unnest($2::text[]) AS p`, NoticeChannel, payloads); err != nil {
+			return fmt.Errorf("notify replicas: %w", err)
+		}
+	}
+	if len(t.collections) > 0 {
+		return revision.Bump(ctx, t.tx, slices.Collect(maps.Keys(t.collections))...)
+	}
+	return nil
+}
+
+// published tells others in this process about a committed transaction.
+func (s *Store) published(t *Tx) {
+	if t == nil {
+		return
+	}
+	if s.cfg.OnNotice != nil {
+		for n := range t.notices {
+			s.cfg.OnNotice(n)
+		}
+	}
+	if len(t.events) > 0 && s.cfg.OnEvents != nil {
+		s.cfg.OnEvents()
+	}
+}
+
+// Tx runs fn in a transaction; fn runs again when Postgres asks for it.
+func (s *Store) Tx(ctx context.Context, fn func(ctx context.Context, t *Tx) error) error {
+	var last *Tx
+	err := s.db.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		last = newTx(tx)
+		if err := fn(ctx, last); err != nil {
+			return err
+		}
+		return last.finish(ctx)
+	})
+	if err != nil {
+		return err
+	}
+	s.published(last)
+	return nil
+}
+
+// Mutation is one change that a caller asked for.
+type Mutation[T proto.Message] struct {
+	Request proto.Message
+	// Prepare asks others before the transaction.
+	Prepare func(ctx context.Context) error
+	Apply   func(ctx context.Context, t *Tx) (T, error)
+	// Empty makes a message for the stored answer of a repeat.
+	Empty func() T
+}
+
+// Mutate makes the change once per idempotency key.
+func Mutate[T proto.Message](ctx context.Context, s *Store, m Mutation[T]) (T, error) {
+	var last *Tx
+	answer, err := mutation.Do(ctx, s.db, mutation.Change[T]{
+		Request: m.Request,
+		Prepare: m.Prepare,
+		Empty:   m.Empty,
+		Apply: func(ctx context.Context, tx pgx.Tx) (T, error) {
+			last = newTx(tx)
+			answer, err := m.Apply(ctx, last)
+			if err != nil {
+				return answer, err
+			}
+			return answer, last.finish(ctx)
+		},
+	})
+	if err == nil {
+		s.published(last)
+	}
+	return answer, err
+}
+
+// Sink makes the receiver of events. Each event is applied once, in a transaction; what apply gathers in its Tx is
+// written with it. Notices reach this replica through the database like all others.
+func (s *Store) Sink(apply func(ctx context.Context, t *Tx, e *eventv1.Event) error, log *zap.Logger) (*outbox.Sink, error) {
+	return outbox.NewSink(outbox.SinkDeps{
+		DB:     s.db,
+		Logger: log,
+		After:  s.cfg.OnEvents,
+		Apply: func(ctx context.Context, tx pgx.Tx, e *eventv1.Event) error {
+			t := newTx(tx)
+			if err := apply(ctx, t, e); err != nil {
+				return err
+			}
+			return t.finish(ctx)
+		},
+	})
+}
+
+// Slice is one page of a list.
+type Slice struct {
+	Order page.Order
+	After page.Cursor
+	// Limit is the number of rows to read: one more than the page has.
+	Limit int
+}
+
+// where gathers conditions and their arguments.
+type where struct {
+	conditions []string
+	args       []any
+}
+
+// add adds a condition; each ? in it is the argument.
+func (w *where) add(condition string, arg any) {
+	w.args = append(w.args, arg)
+	w.conditions = append(w.conditions, strings.ReplaceAll(condition, "?", "$"+strconv.Itoa(len(w.args))))
+}
+
+// text adds an equality unless the value is empty.
+func (w *where) text(column, value string) {
+	if value != "" {
+		w.add(column+" = ?", value)
+	}
+}
+
+// among adds a membership unless there are no values. A single value is an equality, which keeps an index's order.
+func (w *where) among(column string, values []string) {
+	switch len(values) {
+	case 0:
+	case 1:
+		w.add(column+" = ?", values[0])
+	default:
+		w.add(column+" = ANY(?)", values)
+	}
+}
+
+// contains adds a search for a substring, written in any case.
+func (w *where) contains(expression, value string) {
+	if value != "" {
+		w.add(expression+" LIKE ?", "%"+escapeLike(strings.ToLower(value))+"%")
+	}
+}
+
+// labels adds that all pairs are there.
+func (w *where) labels(column string, pairs map[string]string) {
+	if len(pairs) > 0 {
+		w.add(column+" @> ?", pairs)
+	}
+}
+
+func (w *where) sql() string {
+	if len(w.conditions) == 0 {
+		return "TRUE"
+	}
+	return strings.Join(w.conditions, " AND ")
+}
+
+// page adds the place in the list and gives the end of the statement.
+func (w *where) page(s Slice) (string, error) {
+	after, args, err := s.Order.After(s.After, len(w.args)+1)
+	if err != nil {
+		return "", err
+	}
+	w.args = append(w.args, args...)
+	w.args = append(w.args, s.Limit)
+	return fmt.Sprintf(" WHERE %s AND %s ORDER BY %s LIMIT $%d", w.sql(), after, s.Order.SQL(), len(w.args)), nil
+}
+
+func escapeLike(s string) string {
+	return strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`).Replace(s)
+}
+
+// list makes nil a list without elements: NULL is no list.
+func list(s []string) []string {
+	if s == nil {
+		return []string{}
+	}
+	return s
+}
+
+// pairs makes nil an object without members.
+func pairs(m map[string]string) map[string]string {
+	if m == nil {
+		return map[string]string{}
+	}
+	return m
+}
+
+// one reads exactly one row.
+func one[T any](ctx context.Context, q querier, what, sql string, args ...any) (T, error) {
+	var none T
+	rows, err := q.Query(ctx, sql, args...)
+	if err != nil {
+		return none, fmt.Errorf("%s: %w", what, err)
+	}
+	v, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[T])
+	if errors.Is(err, pgx.ErrNoRows) {
+		return none, ErrNotFound
+	}
+	if err != nil {
+		return none, fmt.Errorf("%s: %w", what, err)
+	}
+	return v, nil
+}
+
+// all reads rows.
+func all[T any](ctx context.Context, q querier, what, sql string, args ...any) ([]T, error) {
+	rows, err := q.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	v, err := pgx.CollectRows(rows, pgx.RowToStructByName[T])
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	return v, nil
+}
+
+// column reads the one column of rows.
+func column[T any](ctx context.Context, q querier, what, sql string, args ...any) ([]T, error) {
+	rows, err := q.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	v, err := pgx.CollectRows(rows, pgx.RowTo[T])
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	return v, nil
+}
+
+// value reads one value; ErrNotFound when there is no row.
+func value[T any](ctx context.Context, q querier, what, sql string, args ...any) (T, error) {
+	var v T
+	err := q.QueryRow(ctx, sql, args...).Scan(&v)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return v, ErrNotFound
+	}
+	if err != nil {
+		return v, fmt.Errorf("%s: %w", what, err)
+	}
+	return v, nil
+}
+
+// changed runs a statement and tells whether it changed a row.
+func changed(ctx context.Context, q querier, what, sql string, args ...any) (bool, error) {
+	n, err := count(ctx, q, what, sql, args...)
+	return n > 0, err
+}
+
+// count runs a statement and tells how many rows it changed.
+func count(ctx context.Context, q querier, what, sql string, args ...any) (int, error) {
+	tag, err := q.Exec(ctx, sql, args...)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", what, err)
+	}
+	return int(tag.RowsAffected()), nil
+}
+
+// IsUnique tells whether err is the violation of the named unique constraint or index.
+func IsUnique(err error, constraint string) bool {
+	e, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && e.Code == "23505" && e.ConstraintName == constraint
+}

@@ -1,0 +1,122 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// Target is one row of targets.
+type Target struct {
+	ID                 string
+	Name               string
+	AgentID            string
+	Type               string
+	Config             json.RawMessage
+	EndpointAddress    string
+	EndpointServerName string
+	EndpointStarttls   string
+	CreateTime         time.Time
+	UpdateTime         time.Time
+	Revision           int32
+}
+
+const targetColumns = `t.id, t.name, t.agent_id, t.type, t.config, t.endpoint_address, t.endpoint_server_name, t.endpoint_starttls,
+ t.create_time, t.update_time, t.revision`
+
+// GetTarget reads one.
+func (r Reads) GetTarget(ctx context.Context, id string) (Target, error) {
+	return one[Target](ctx, r.q, "read target", `SELECT `+targetColumns+` FROM targets t WHERE t.id = $1`, id)
+}
+
+// LockTarget reads one and keeps others from changing it until the end of the transaction.
+func (t *Tx) LockTarget(ctx context.Context, id string) (Target, error) {
+	return one[Target](ctx, t.q, "lock target", `SELECT `+targetColumns+` FROM targets t WHERE t.id = $1 FOR UPDATE`, id)
+}
+
+// TargetAgent is where a target is.
+type TargetAgent struct {
+	ID          string
+	AgentID     string
+	AgentStatus string
+}
+
+// GetTargetAgents reads where the targets are that there are of the ids. They cannot be deleted until the end of a transaction.
+func (t *Tx) GetTargetAgents(ctx context.Context, ids []string) ([]TargetAgent, error) {
+	return all[TargetAgent](ctx, t.q, "read targets", `SELECT t.id, t.agent_id, a.status AS agent_status FROM targets t JOIN agents a ON a.id = t.agent_id
+ WHERE t.id = ANY($1) ORDER BY t.agent_id, t.id FOR KEY SHARE OF t`, list(ids))
+}
+
+// InsertTarget stores a new target.
+func (t *Tx) InsertTarget(ctx context.Context, v Target) (Target, error) {
+	_, err := t.q.Exec(ctx, `INSERT INTO targets (id, name, agent_id, type, config, endpoint_address, endpoint_server_name, endpoint_starttls)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`, v.ID, v.Name, v.AgentID, v.Type, v.Config, v.EndpointAddress, v.EndpointServerName, v.EndpointStarttls)
+	if err != nil {
+		return Target{}, fmt.Errorf("insert target: %w", err)
+	}
+	return t.GetTarget(ctx, v.ID)
+}
+
+// UpdateTarget writes what a user may change. The caller holds the row's lock.
+func (t *Tx) UpdateTarget(ctx context.Context, v Target) (Target, error) {
+	_, err := t.q.Exec(ctx, `UPDATE targets SET name = $2, config = $3, endpoint_address = $4, endpoint_server_name = $5, endpoint_starttls = $6,
+ update_time = now(), revision = revision + 1 WHERE id = $1`, v.ID, v.Name, v.Config, v.EndpointAddress, v.EndpointServerName, v.EndpointStarttls)
+	if err != nil {
+		return Target{}, fmt.Errorf("update target: %w", err)
+	}
+	return t.GetTarget(ctx, v.ID)
+}
+
+// CountBindings counts the certificates in care that are bound to a target.
+func (r Reads) CountBindings(ctx context.Context, targetID string) (int32, error) {
+	return value[int32](ctx, r.q, "count bindings", `SELECT count(*)::int FROM certificate_targets b JOIN certificates c ON c.id = b.certificate_id
+ WHERE b.target_id = $1 AND c.status NOT IN ('REVOKED', 'ARCHIVED')`, targetID)
+}
+
+// DropBindings takes a target off all certificates.
+func (t *Tx) DropBindings(ctx context.Context, targetID string) error {
+	if _, err := t.q.Exec(ctx, `DELETE FROM certificate_targets WHERE target_id = $1`, targetID); err != nil {
+		return fmt.Errorf("drop bindings: %w", err)
+	}
+	return nil
+}
+
+// DeleteTarget removes a target.
+func (t *Tx) DeleteTarget(ctx context.Context, id string) error {
+	if _, err := t.q.Exec(ctx, `DELETE FROM targets WHERE id = $1`, id); err != nil {
+		return fmt.Errorf("delete target: %w", err)
+	}
+	return nil
+}
+
+// TargetFilter is what targets may be looked for by.
+type TargetFilter struct {
+	AgentID string
+	Type    string
+	Name    string
+}
+
+func (f TargetFilter) where() *where {
+	w := &where{}
+	w.text("t.agent_id", f.AgentID)
+	w.text("t.type", f.Type)
+	w.contains("lower(t.name)", f.Name)
+	return w
+}
+
+// ListTargets reads one page.
+func (r Reads) ListTargets(ctx context.Context, f TargetFilter, s Slice) ([]Target, error) {
+	w := f.where()
+	end, err := w.page(s)
+	if err != nil {
+		return nil, err
+	}
+	return all[Target](ctx, r.q, "list targets", `SELECT `+targetColumns+` FROM targets t`+end, w.args...)
+}
+
+// CountTargets counts what the filter finds.
+func (r Reads) CountTargets(ctx context.Context, f TargetFilter) (int32, error) {
+	w := f.where()
+	return value[int32](ctx, r.q, "count targets", `SELECT count(*)::int FROM targets t WHERE `+w.sql(), w.args...)
+}

@@ -1,0 +1,68 @@
+package inventory
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/certctl/certctl/pkg/outbox"
+	"github.com/certctl/certctl/pkg/tick"
+)
+
+func newLoops(cfg Config, deps Deps, s *Service) (*tick.Group, error) {
+	group, err := tick.NewGroup(tick.Config{}, tick.Deps{Logger: deps.Log, Registry: deps.Metrics})
+	if err != nil {
+		return nil, err
+	}
+	stuck, err := newStuck(deps.Metrics)
+	if err != nil {
+		return nil, err
+	}
+	loops := []tick.Loop{
+		{Name: "agent health", Description: "takes agents for offline that were not heard for a while", Interval: cfg.AgentHealthInterval, Run: s.core.CheckAgents},
+		{Name: "short-lived expiry", Description: "ends certificates whose time is over", Interval: cfg.ShortLivedInterval, Run: s.core.ExpireCertificates},
+		{Name: "network scan", Description: "looks for certificates on the network", Interval: cfg.NetworkScanInterval, Run: later("network scans are not built yet")},
+		{
+			Name: "endpoint health", Description: "has agents look at endpoints that were not looked at for a while", Interval: cfg.EndpointHealthInterval,
+			Run: func(ctx context.Context) (tick.Result, error) {
+				n, err := s.core.CountStuck(ctx)
+				if err != nil {
+					return tick.Result{}, err
+				}
+				stuck.Set(float64(n))
+				return s.core.VerifyDeployments(ctx)
+			},
+		},
+		{Name: "cloud discovery", Description: "looks for certificates at cloud providers", Interval: cfg.CloudDiscoveryInterval, Run: later("cloud discovery is not built yet")},
+		{Name: "credential expiry", Description: "deletes join tokens, credentials, idempotency keys and ended work that have served their time", Interval: cfg.CredentialGCInterval, Run: s.core.Prune},
+		{Name: "assignment dispatch", Description: "brings back work whose lease has run out, and sends out what is due", Interval: cfg.DispatchInterval, Run: s.core.Dispatch},
+		{Name: "agent presence", Description: "writes when agents were last heard", Interval: cfg.PresenceInterval, Run: s.flush},
+		outbox.PruneLoop(deps.DB),
+	}
+	for _, l := range loops {
+		if err := group.Register(l); err != nil {
+			return nil, err
+		}
+	}
+	return group, nil
+}
+
+// later is a loop whose work comes with a later version.
+func later(note string) func(context.Context) (tick.Result, error) {
+	return func(context.Context) (tick.Result, error) { return tick.Result{Note: note}, nil }
+}
+
+func newStuck(registry prometheus.Registerer) (prometheus.Gauge, error) {
+	g := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "certctl_stuck_rows", Help: "Rows that are not final and that nobody has worked on for a while after their time.",
+		ConstLabels: prometheus.Labels{"service": name},
+	})
+	if registry == nil {
+		return g, nil
+	}
+	if err := registry.Register(g); err != nil {
+		return nil, fmt.Errorf("register metric: %w", err)
+	}
+	return g, nil
+}

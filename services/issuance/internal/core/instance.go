@@ -1,0 +1,129 @@
+package core
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sync/singleflight"
+
+	"github.com/certctl/certctl/pkg/connector/issuer"
+	"github.com/certctl/certctl/pkg/errs"
+	"github.com/certctl/certctl/pkg/secretbox"
+	"github.com/certctl/certctl/services/issuance/internal/store"
+)
+
+// instance is a connector that was built from one configuration.
+type instance struct {
+	issuer.Issuer
+
+	hash string
+	caps issuer.Capabilities
+}
+
+// instances keeps one connector per issuer, by the hash of its configuration: changing an issuer rebuilds that one and
+// leaves the accounts, tokens and keys of all others alone.
+type instances struct {
+	build  func(ctx context.Context, i store.Issuer) (*instance, error)
+	flight singleflight.Group
+
+	mu   sync.RWMutex
+	byID map[string]*instance
+}
+
+func newInstances(build func(context.Context, store.Issuer) (*instance, error)) *instances {
+	return &instances{build: build, byID: map[string]*instance{}}
+}
+
+// get gives the connector of an issuer as it is configured in i.
+func (s *instances) get(ctx context.Context, i store.Issuer) (*instance, error) {
+	s.mu.RLock()
+	in, ok := s.byID[i.ID]
+	s.mu.RUnlock()
+	if ok && in.hash == i.ConfigHash {
+		return in, nil
+	}
+	// The hash is part of the key: who waits gets what it asked for.
+	got, err, _ := s.flight.Do(i.ID+" "+i.ConfigHash, func() (any, error) {
+		in, err := s.build(ctx, i)
+		if err != nil {
+			return nil, err
+		}
+		s.mu.Lock()
+		s.byID[i.ID] = in
+		s.mu.Unlock()
+		return in, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return got.(*instance), nil //nolint:forcetypeassert // the function above makes nothing else
+}
+
+func (s *instances) drop(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.byID, id)
+}
+
+// build opens the secrets of an issuer and makes its connector.
+func (c *Core) build(ctx context.Context, i store.Issuer) (*instance, error) {
+	t, ok := c.deps.Types.Lookup(i.Type)
+	if !ok {
+		return nil, issuer.Misconfigured("ISSUER_TYPE_UNKNOWN", "issuer %s has type %q, which this program does not have", i.ID, i.Type)
+	}
+	secrets, err := c.openSecrets(ctx, c.deps.DB.Pool, i.ID)
+	if err != nil {
+		return nil, err
+	}
+	connector, err := t.New(ctx, issuer.Config{Settings: i.Config, Secrets: secrets}, issuer.Deps{Now: c.deps.Now})
+	if err != nil {
+		return nil, fmt.Errorf("build connector of issuer %s: %w", i.ID, err)
+	}
+	return &instance{Issuer: connector, hash: i.ConfigHash, caps: capabilitiesOf(t, connector)}, nil
+}
+
+func capabilitiesOf(t issuer.Type, connector issuer.Issuer) issuer.Capabilities {
+	if d, ok := connector.(issuer.Describer); ok {
+		return d.Capabilities()
+	}
+	return t.Capabilities
+}
+
+func secretPlace(issuerID, name string) secretbox.Place {
+	return secretbox.Place{Table: "issuer_secrets", Row: issuerID, Column: name}
+}
+
+func (c *Core) openSecrets(ctx context.Context, q store.Querier, issuerID string) (map[string]secretbox.Secret, error) {
+	sealed, err := store.GetSecrets(ctx, q, issuerID)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]secretbox.Secret, len(sealed))
+	for name, b := range sealed {
+		plain, err := c.deps.Box.Open(b, secretPlace(issuerID, name))
+		if err != nil {
+			return nil, fmt.Errorf("open secret %s of issuer %s: %w", name, issuerID, err)
+		}
+		out[name] = secretbox.NewSecret(string(plain))
+	}
+	return out, nil
+}
+
+// issuerOf reads an issuer, deleted ones included, and its connector. What was issued outlives the wish to issue more.
+func (c *Core) issuerOf(ctx context.Context, id string) (store.Issuer, *instance, error) {
+	i, err := store.GetIssuer(ctx, c.deps.DB.Pool, id)
+	if errors.Is(err, store.ErrNotFound) {
+		return store.Issuer{}, nil, issuerNotFound(id)
+	}
+	if err != nil {
+		return store.Issuer{}, nil, err
+	}
+	in, err := c.instances.get(ctx, i)
+	return i, in, err
+}
+
+func issuerNotFound(id string) error {
+	return errs.New(errs.NotFound, "ISSUER_NOT_FOUND", "issuer %s not found", id)
+}

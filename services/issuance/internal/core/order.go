@@ -1,0 +1,329 @@
+package core
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"go.uber.org/zap"
+
+	"github.com/certctl/certctl/pkg/connector/issuer"
+	"github.com/certctl/certctl/pkg/errs"
+	"github.com/certctl/certctl/pkg/lease"
+	"github.com/certctl/certctl/pkg/logx"
+	"github.com/certctl/certctl/pkg/outbox"
+	"github.com/certctl/certctl/pkg/page"
+	"github.com/certctl/certctl/pkg/revision"
+	"github.com/certctl/certctl/services/issuance/internal/store"
+)
+
+const (
+	firstPoll  = 5 * time.Second
+	watchGrace = 5 * time.Minute // after the deadline of a pending order, until it is looked at again
+)
+
+func callBackoff() lease.Backoff { return lease.Backoff{Base: 5 * time.Second, Cap: 10 * time.Minute} }
+
+func orderFields(o store.Order, err error) []zap.Field {
+	return []zap.Field{logx.ID(logx.KeyOrder, o.ID), logx.ID(logx.KeyIssuer, o.IssuerID), logx.ID(logx.KeyCertificate, o.CertificateID), zap.Error(err)}
+}
+
+// transition is one move of an order that is not its issuing.
+type transition struct {
+	to     string
+	fence  uuid.NullUUID
+	keep   bool // the lease stays with the mover
+	change func(*store.Order)
+	events func(store.Order) []outbox.Event // beside the audit event
+	action string                           // of the audit event; empty: by the state; "-": none, for what is no change of state
+}
+
+// noAudit marks transitions that are no change of state.
+const noAudit = "-"
+
+// move is the one function that changes the state of an order, beside issue.
+func (c *Core) move(ctx context.Context, o store.Order, t transition) (store.Order, error) {
+	if !CanMove(o.Status, t.to) {
+		return store.Order{}, wrongState(o, t.to)
+	}
+	changed := o
+	changed.Status = t.to
+	t.change(&changed)
+	if final(t.to) {
+		changed.EndTime, changed.DueTime, changed.NextPollTime = c.now(), time.Time{}, time.Time{}
+	}
+	moved := false
+	err := c.deps.DB.Tx(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
+		moved, err = store.MoveOrder(ctx, tx, changed, store.Move{From: sources(t.to), Fence: t.fence, KeepLease: t.keep})
+		if err != nil || !moved {
+			return err
+		}
+		written := changed
+		written.Revision = o.Revision + 1
+		if err := emit(ctx, tx, c.eventsOf(ctx, written, t)...); err != nil {
+			return err
+		}
+		return revision.Bump(ctx, tx, collectionOrders)
+	})
+	if moved {
+		changed.Revision = o.Revision + 1
+	}
+	return c.moved(ctx, changed, moved, err)
+}
+
+func (c *Core) eventsOf(ctx context.Context, o store.Order, t transition) []outbox.Event {
+	var out []outbox.Event
+	if t.events != nil {
+		out = t.events(o)
+	}
+	action := t.action
+	if action == "" {
+		action = actionOf(t.to)
+	}
+	if action != noAudit {
+		out = append(out, auditOrder(ctx, o, action, nil))
+	}
+	return out
+}
+
+func tellScheduler(o store.Order) []outbox.Event { return []outbox.Event{orderChanged(o)} }
+
+func problem(o *store.Order, reason, message string) {
+	o.ErrorReason, o.ErrorMessage = reason, clip(message)
+}
+
+// pend moves an order to PENDING: the CA answers later, asyncpoller watches. The reconciler looks again some time after
+// the deadline, in case the watch was lost.
+func (c *Core) pend(ctx context.Context, o store.Order, fence uuid.NullUUID, retryAfter time.Duration) (store.Order, error) {
+	first := c.now().Add(max(retryAfter, firstPoll))
+	return c.move(ctx, o, transition{to: Pending, fence: fence,
+		change: func(o *store.Order) {
+			problem(o, "", "")
+			o.DeadlineTime = c.now().Add(c.pollMaxWait(*o))
+			o.NextPollTime, o.DueTime = first, o.DeadlineTime.Add(watchGrace)
+		},
+		events: func(o store.Order) []outbox.Event { return []outbox.Event{orderPending(o, first), orderChanged(o)} },
+	})
+}
+
+func (c *Core) pollMaxWait(o store.Order) time.Duration {
+	r, ok := c.known.get(o.IssuerID, o.ProfileID)
+	if ok {
+		if d := c.cfg.PollMaxWaits[r.issuer.Type]; d > 0 {
+			return d
+		}
+	}
+	return c.cfg.PollMaxWait
+}
+
+// watchAgain gives a pending order whose watch ended without an answer another one. It is still the same order.
+func (c *Core) watchAgain(ctx context.Context, o store.Order) (store.Order, error) {
+	return c.move(ctx, o, transition{to: Pending, action: "order.watched",
+		change: func(o *store.Order) {
+			o.DeadlineTime = c.now().Add(c.pollMaxWait(*o))
+			o.NextPollTime, o.DueTime = c.now(), o.DeadlineTime.Add(watchGrace)
+		},
+		events: func(o store.Order) []outbox.Event { return []outbox.Event{orderPending(o, c.now()), orderChanged(o)} },
+	})
+}
+
+// postpone keeps an order that the CA has certainly not taken, for another try; after the deadline it fails. Postponing
+// an order in UNKNOWN would forget that the CA may have it, and one in PENDING is at the CA already: those stay.
+func (c *Core) postpone(ctx context.Context, o store.Order, a answer) (store.Order, error) {
+	if o.Status != Submitting {
+		return c.lose(ctx, o, a.fence, reasonUnavailable, shown(a.err))
+	}
+	c.log.Info("the CA is away; the order waits", orderFields(o, a.err)...)
+	wait, _ := callBackoff().Next(int(o.Attempts))
+	if d, ok := issuer.RetryDelay(a.err); ok {
+		wait = max(wait, d)
+	}
+	due := c.now().Add(wait)
+	if due.After(o.DeadlineTime) {
+		return c.end(ctx, o, a.fence, Failed, reasonUnavailable, "the CA was not available until the order's deadline: "+shown(a.err))
+	}
+	return c.move(ctx, o, transition{to: Created, fence: a.fence, events: tellScheduler,
+		change: func(o *store.Order) {
+			problem(o, reasonUnavailable, shown(a.err))
+			o.DueTime = due
+		},
+	})
+}
+
+// lose moves an order to UNKNOWN, or keeps it there for later.
+func (c *Core) lose(ctx context.Context, o store.Order, fence uuid.NullUUID, reason, message string) (store.Order, error) {
+	if o.Status == Pending {
+		return o, nil // polls of a pending order are repeated anyway
+	}
+	wait := c.cfg.ReconcileDelay
+	if o.Status == Unknown {
+		backoff, _ := lease.Backoff{Base: c.cfg.ReconcileDelay, Cap: time.Hour}.Next(int(o.Attempts))
+		wait += backoff
+	}
+	t := transition{to: Unknown, fence: fence, events: tellScheduler, change: func(o *store.Order) {
+		problem(o, reason, message)
+		o.DueTime = c.now().Add(wait)
+	}}
+	if o.Status == Unknown && o.ErrorReason == reason {
+		t.action, t.events = noAudit, nil
+	}
+	return c.move(ctx, o, t)
+}
+
+// end moves an order to a final state that is not ISSUED.
+func (c *Core) end(ctx context.Context, o store.Order, fence uuid.NullUUID, to, reason, message string) (store.Order, error) {
+	return c.move(ctx, o, transition{to: to, fence: fence, events: tellScheduler,
+		change: func(o *store.Order) { problem(o, reason, message) },
+	})
+}
+
+// Cancel gives an order up. One that is being submitted has to be waited for; one that is cancelled stays so.
+func (c *Core) Cancel(ctx context.Context, id string) (store.Order, error) {
+	o, err := c.GetOrder(ctx, id)
+	if err != nil || o.Status == Cancelled {
+		return o, err
+	}
+	before := o.Status
+	if !CanMove(before, Cancelled) {
+		return store.Order{}, wrongState(o, "cancelled")
+	}
+	o, err = c.move(ctx, o, transition{to: Cancelled, events: tellScheduler, change: func(*store.Order) {}})
+	if err != nil {
+		return store.Order{}, err
+	}
+	if o.Status != Cancelled {
+		return store.Order{}, wrongState(o, "cancelled")
+	}
+	if before == Pending {
+		// The poller finds out by itself with its next result: this only spares it that.
+		if err := c.deps.Poller.CancelPoll(ctx, id); err != nil {
+			c.log.Info("the poller could not be told of a cancelled order", orderFields(o, err)...)
+		}
+	}
+	return o, nil
+}
+
+// Poll asks the CA of an order now.
+func (c *Core) Poll(ctx context.Context, id string) (store.Order, error) {
+	o, err := c.GetOrder(ctx, id)
+	if err != nil {
+		return store.Order{}, err
+	}
+	switch o.Status {
+	case Pending:
+		return c.pollPending(ctx, o)
+	case Created, Submitting, Unknown:
+		return o, nil // the reconciler has it, in its own time
+	default:
+		return o, nil
+	}
+}
+
+func (c *Core) pollPending(ctx context.Context, o store.Order) (store.Order, error) {
+	err := c.deps.Poller.PollNow(ctx, o.ID)
+	if errs.IsKind(err, errs.NotFound, errs.Conflict) || err == nil && !o.DeadlineTime.After(c.now()) {
+		return c.watchAgain(ctx, o)
+	}
+	return o, err
+}
+
+// PollResult is what asyncpoller heard from a CA.
+type PollResult struct {
+	OrderID        string
+	Outcome        string // one of Pending, Issued, Rejected, Failed
+	CertificatePEM string // leaf and chain, as the CA gave them
+	CAReference    string
+	Reason         string
+	Message        string
+	Attempts       int32
+	NextPollTime   time.Time
+}
+
+// RecordPoll applies what a poll brought. An order that is final already stays as it is.
+func (c *Core) RecordPoll(ctx context.Context, r PollResult) (store.Order, error) {
+	ref, err := decodeReference(r.CAReference)
+	if err != nil {
+		return store.Order{}, err
+	}
+	o, err := c.GetOrder(ctx, r.OrderID)
+	if err != nil || final(o.Status) {
+		return o, err
+	}
+	if o.Status != Pending && o.Status != Unknown {
+		return store.Order{}, wrongState(o, "polled")
+	}
+	if r.Outcome == Pending {
+		return c.stillPending(ctx, o, r, ref)
+	}
+	_, in, err := c.issuerOf(ctx, o.IssuerID)
+	if err != nil {
+		return store.Order{}, err
+	}
+	a := answer{instance: in, polls: r.Attempts, submission: issuer.Submission{Ref: ref, CertificatePEM: []byte(r.CertificatePEM), Detail: r.Message}}
+	switch r.Outcome {
+	case Issued:
+		a.submission.State = issuer.Issued
+	case Rejected:
+		a.submission.State = issuer.Rejected
+	default:
+		o.PollAttempts = max(o.PollAttempts, r.Attempts)
+		return c.end(ctx, o, uuid.NullUUID{}, Failed, orElse(r.Reason, "POLL_FAILED"), orElse(r.Message, "the order was given up"))
+	}
+	return c.settle(ctx, o, a)
+}
+
+func orElse(s, fallback string) string {
+	if s == "" {
+		return fallback
+	}
+	return s
+}
+
+// stillPending notes how polling goes. It is no change of state, so nobody is told, except of what the CA says anew.
+func (c *Core) stillPending(ctx context.Context, o store.Order, r PollResult, ref issuer.Ref) (store.Order, error) {
+	if o.Status != Pending {
+		return o, nil
+	}
+	t := transition{to: Pending, action: noAudit, change: func(o *store.Order) {
+		if encoded := encodeReference(ref); encoded != nil {
+			o.CAReference = encoded
+		}
+		o.PollAttempts, o.NextPollTime = max(o.PollAttempts, r.Attempts), r.NextPollTime
+		if r.Reason != "" {
+			problem(o, r.Reason, r.Message)
+		}
+	}}
+	if r.Reason != o.ErrorReason {
+		t.events = tellScheduler
+	}
+	return c.move(ctx, o, t)
+}
+
+// GetOrder reads one.
+func (c *Core) GetOrder(ctx context.Context, id string) (store.Order, error) {
+	o, err := store.GetOrder(ctx, c.deps.DB.Pool, id)
+	if errors.Is(err, store.ErrNotFound) {
+		return store.Order{}, errs.New(errs.NotFound, "ORDER_NOT_FOUND", "order %s not found", id)
+	}
+	return o, err
+}
+
+// GetOrders reads those that exist.
+func (c *Core) GetOrders(ctx context.Context, ids []string) ([]store.Order, error) {
+	return store.GetOrders(ctx, c.deps.DB.Pool, ids)
+}
+
+// OrderSorting is what orders may be ordered by.
+func (c *Core) OrderSorting() *page.Sorting { return c.orders }
+
+// ListOrders reads one page more one row, and the number of all if asked.
+func (c *Core) ListOrders(ctx context.Context, f store.OrderFilter, total bool) ([]store.Order, *int32, error) {
+	rows, err := store.ListOrders(ctx, c.deps.DB.Pool, f)
+	if err != nil || !total {
+		return rows, nil, err
+	}
+	n, err := store.CountOrders(ctx, c.deps.DB.Pool, f)
+	return rows, &n, err
+}

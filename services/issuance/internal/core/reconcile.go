@@ -1,0 +1,153 @@
+package core
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"github.com/certctl/certctl/pkg/connector/certcheck"
+	"github.com/certctl/certctl/pkg/connector/issuer"
+	"github.com/certctl/certctl/pkg/lease"
+	"github.com/certctl/certctl/services/issuance/internal/store"
+)
+
+// Reconcile works on one order that is due: it is the lease handler of the journal. What it finds it for:
+//
+//	CREATED     the CA was away: submit again, until the deadline
+//	SUBMITTING  the lease ran out: whoever submitted has died, and the reply is lost
+//	UNKNOWN     the reply was lost: ask the CA what became of the order
+//	PENDING     the watch should have ended long ago: watch again
+//
+// An order whose reply was lost is submitted again only when that cannot buy a second certificate: when the CA says that
+// it has no such order (issuer.Finder), or when the request fixes the result (a serial number that was stored with the
+// intent). The local CA has both: what it signs leaves its process only through the transaction that stores it, so an
+// order without a stored certificate has none, and signing again gives the same bytes.
+func (c *Core) Reconcile(ctx context.Context, l lease.Lease) error {
+	o, err := store.GetOrder(ctx, c.deps.DB.Pool, l.ID)
+	if err != nil {
+		return err
+	}
+	fence := uuid.NullUUID{UUID: l.LeaseID, Valid: true}
+	switch o.Status {
+	case Pending:
+		_, err = c.watchAgain(ctx, o)
+	case Created:
+		err = c.submitAgain(ctx, o, fence)
+	case Submitting, Unknown:
+		err = c.reconcileLost(ctx, o, fence)
+	default:
+		return nil // ended between the claim and now
+	}
+	return err
+}
+
+func (c *Core) submitAgain(ctx context.Context, o store.Order, fence uuid.NullUUID) error {
+	if !o.DeadlineTime.After(c.now()) {
+		_, err := c.end(ctx, o, fence, Failed, reasonUnavailable, "the CA was not available until the order's deadline")
+		return err
+	}
+	_, in, err := c.issuerOf(ctx, o.IssuerID)
+	if err != nil {
+		return err // the lease's backoff tries again
+	}
+	return c.resubmit(ctx, o, in, fence)
+}
+
+// resubmit calls the CA again for the same order. It keeps the lease that it runs under.
+func (c *Core) resubmit(ctx context.Context, o store.Order, in *instance, fence uuid.NullUUID) error {
+	csr, err := x509.ParseCertificateRequest(o.CSR)
+	if err != nil {
+		return fmt.Errorf("read CSR of order %s: %w", o.ID, err)
+	}
+	if o.Status != Submitting {
+		revision := o.Revision
+		o, err = c.move(ctx, o, transition{to: Submitting, fence: fence, keep: true, action: "order.submitted",
+			change: func(o *store.Order) { o.SubmitTime = c.now() }})
+		if err != nil {
+			return err
+		}
+		if o.Revision != revision+1 || o.Status != Submitting {
+			return lease.ErrLost // somebody else has moved it
+		}
+	}
+	_, err = c.call(ctx, o, csr, in, fence)
+	return err
+}
+
+func (c *Core) reconcileLost(ctx context.Context, o store.Order, fence uuid.NullUUID) error {
+	if err := c.checkpoint(pointReconcile); err != nil {
+		return err
+	}
+	_, in, err := c.issuerOf(ctx, o.IssuerID)
+	if err != nil {
+		c.log.Warn("the issuer of an order to reconcile does not work", orderFields(o, err)...)
+		_, err = c.lose(ctx, o, fence, reasonLost, "the reply of the CA was lost, and its issuer does not work at the moment: "+shown(err))
+		return err
+	}
+	finder, ok := in.Issuer.(issuer.Finder)
+	switch {
+	case ok:
+		return c.find(ctx, o, finder, in, fence)
+	case in.caps.SerialNumber && o.SerialNumber != "":
+		return c.resubmit(ctx, o, in, fence)
+	default:
+		_, err := c.lose(ctx, o, fence, reasonNoLookup, "the reply of the CA was lost, and this CA offers nothing to look the order up by: "+
+			"see at the CA what became of it, then cancel this order; a new one is made only after that")
+		return err
+	}
+}
+
+// find adopts what the CA has of an order, or submits it when the CA has nothing.
+func (c *Core) find(ctx context.Context, o store.Order, f issuer.Finder, in *instance, fence uuid.NullUUID) error {
+	request, err := findRequest(o)
+	if err != nil {
+		return err
+	}
+	callCtx, cancel := context.WithTimeout(ctx, c.cfg.CallTimeout)
+	defer cancel()
+	found, ok, err := f.FindOrder(callCtx, request)
+	switch {
+	case err != nil:
+		c.log.Warn("the CA could not tell what became of an order", orderFields(o, err)...)
+		_, err := c.lose(ctx, o, fence, reasonLost, "the reply of the CA was lost, and it could not be asked what became of the order: "+shown(err))
+		return err
+	case ok:
+		_, err := c.settle(ctx, o, answer{submission: found, instance: in, fence: fence})
+		return err
+	default:
+		return c.resubmit(ctx, o, in, fence)
+	}
+}
+
+func findRequest(o store.Order) (issuer.FindRequest, error) {
+	names, err := certcheck.ParseNames(o.Names)
+	if err != nil {
+		return issuer.FindRequest{}, fmt.Errorf("read names of order %s: %w", o.ID, err)
+	}
+	r := issuer.FindRequest{OrderID: o.ID, CSRSHA256: sha256.Sum256(o.CSR), Names: names, Since: o.CreateTime}
+	if o.SerialNumber != "" {
+		if r.SerialNumber, err = issuer.ParseSerial(o.SerialNumber); err != nil {
+			return issuer.FindRequest{}, fmt.Errorf("read serial number of order %s: %w", o.ID, err)
+		}
+	}
+	return r, nil
+}
+
+// decodeReference reads a CA reference as it travels: JSON, or nothing.
+func decodeReference(text string) (issuer.Ref, error) {
+	if text == "" {
+		return nil, nil //nolint:nilnil // no reference is not an error
+	}
+	ref := issuer.Ref{}
+	if err := jsonUnmarshal(text, &ref); err != nil {
+		return nil, err
+	}
+	return ref, nil
+}
+
+// Killed tells whether a test killed the process at a checkpoint.
+func Killed(err error) bool { return errors.Is(err, errKilled) }

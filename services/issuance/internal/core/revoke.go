@@ -1,0 +1,280 @@
+package core
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"go.uber.org/zap"
+
+	"github.com/certctl/certctl/pkg/auditlog"
+	"github.com/certctl/certctl/pkg/connector/issuer"
+	"github.com/certctl/certctl/pkg/errs"
+	"github.com/certctl/certctl/pkg/lease"
+	"github.com/certctl/certctl/pkg/logx"
+	"github.com/certctl/certctl/pkg/outbox"
+	auditv1 "github.com/certctl/certctl/proto/gen/go/certctl/audit/v1"
+	issuancev1 "github.com/certctl/certctl/proto/gen/go/certctl/issuance/v1"
+	"github.com/certctl/certctl/services/issuance/internal/store"
+)
+
+// The states of a revocation.
+const (
+	RevocationPending     = "PENDING"
+	RevocationDone        = "DONE"
+	RevocationFailed      = "FAILED"
+	RevocationUnsupported = "UNSUPPORTED" // neither the CA nor a CRL of ours can tell anybody
+)
+
+// RevokeRequest says what to revoke.
+type RevokeRequest struct {
+	CertificateID  string
+	SerialNumbers  []string // empty: all that were issued and have not expired
+	Reason         int16    // CRLReason, RFC 5280, section 5.3.1
+	RevocationTime time.Time
+}
+
+func (r RevokeRequest) check() error {
+	var v errs.Violations
+	if r.Reason < 0 || !issuer.Reason(uint8(r.Reason)).Valid() { //nolint:gosec // a CRLReason is one byte
+		v.Add("reason", "%d is no reason to revoke for", r.Reason)
+	}
+	for i, s := range r.SerialNumbers {
+		if _, err := issuer.ParseSerial(s); err != nil {
+			v.Add(fmt.Sprintf("serial_numbers[%d]", i), "%s", err.Error())
+		}
+	}
+	return v.Err()
+}
+
+// Revoke stores revocations and tells the CAs at once. The revocation holds from here on: CRLs list it whether the CA has
+// been told or not, and what could not be told now is told by RetryRevocation. done is true when every CA knows.
+func (c *Core) Revoke(ctx context.Context, r RevokeRequest) (done bool, err error) {
+	if err := r.check(); err != nil {
+		return false, err
+	}
+	err = c.deps.DB.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error { return c.StoreRevocations(ctx, tx, r) })
+	if err != nil {
+		return false, err
+	}
+	c.crlKick.Kick()
+	return c.tell(ctx, r)
+}
+
+// StoreRevocations stores the revocations of what was issued for a certificate. A certificate that is revoked already
+// keeps its first reason; a serial number that was not issued here has nothing to revoke.
+func (c *Core) StoreRevocations(ctx context.Context, tx pgx.Tx, r RevokeRequest) error {
+	if err := r.check(); err != nil {
+		return err
+	}
+	if r.RevocationTime.IsZero() {
+		r.RevocationTime = c.now()
+	}
+	certificates, err := store.IssuedCertificates(ctx, tx, r.CertificateID, r.SerialNumbers, c.now())
+	if err != nil {
+		return err
+	}
+	for _, certificate := range certificates {
+		if err := c.storeRevocation(ctx, tx, certificate, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Core) storeRevocation(ctx context.Context, tx pgx.Tx, certificate store.Certificate, r RevokeRequest) error {
+	i, err := store.GetIssuer(ctx, tx, certificate.IssuerID)
+	if err != nil {
+		return err
+	}
+	id, err := newID("rev")
+	if err != nil {
+		return err
+	}
+	row := store.Revocation{
+		ID: id, IssuerID: certificate.IssuerID, SerialNumber: certificate.SerialNumber, CertificateID: certificate.CertificateID,
+		Reason: r.Reason, RevocationTime: r.RevocationTime, NotAfter: certificate.NotAfter, Status: RevocationPending, DueTime: c.now(),
+	}
+	caps := c.Capabilities(i)
+	switch {
+	case caps.Revocation:
+	case caps.CRL:
+		row.Status, row.DueTime = RevocationDone, time.Time{}
+	default:
+		row.Status, row.DueTime, row.LastError = RevocationUnsupported, time.Time{}, "this CA has no revocation that certctl could use"
+	}
+	first, err := store.InsertRevocation(ctx, tx, row)
+	if err != nil || !first {
+		return err
+	}
+	events := []outbox.Event{auditRevocation(ctx, row, "revocation.recorded", auditlog.Success)}
+	if row.Status == RevocationDone {
+		events = append(events, revocationDone(row))
+	}
+	return emit(ctx, tx, events...)
+}
+
+func auditRevocation(ctx context.Context, r store.Revocation, action string, outcome auditv1.Event_Outcome) outbox.Event {
+	data := map[string]any{
+		"certificate_id": r.CertificateID, "issuer_id": r.IssuerID, "serial_number": r.SerialNumber,
+		"reason": issuer.Reason(uint8(r.Reason)).String(), "status": r.Status, //nolint:gosec // a CRLReason is one byte
+	}
+	if r.LastError != "" {
+		data["error"] = r.LastError
+	}
+	return auditlog.Event(ctx, auditlog.Entry{Action: action, ResourceType: "revocation", ResourceID: r.ID, Outcome: outcome, Data: data})
+}
+
+func revocationDone(r store.Revocation) outbox.Event {
+	return outbox.Event{
+		Type: "revocation.done", ResourceType: "certificate", ResourceID: r.CertificateID, Destination: toInventory,
+		Payload: &issuancev1.RevocationDone{CertificateId: r.CertificateID, SerialNumbers: []string{r.SerialNumber}},
+	}
+}
+
+// tell tells the CAs of a certificate's revocations and answers whether all that was asked for is known to them.
+func (c *Core) tell(ctx context.Context, r RevokeRequest) (bool, error) {
+	rows, err := store.GetRevocations(ctx, c.deps.DB.Pool, r.CertificateID)
+	if err != nil {
+		return false, err
+	}
+	wanted := map[string]bool{}
+	for _, s := range r.SerialNumbers {
+		wanted[s] = true
+	}
+	done := true
+	for _, row := range rows {
+		if len(r.SerialNumbers) > 0 && !wanted[row.SerialNumber] {
+			continue
+		}
+		delete(wanted, row.SerialNumber)
+		known, err := c.tellNow(ctx, row)
+		if err != nil {
+			c.log.Warn("a CA could not be told of a revocation; it is told later", revocationFields(row, err)...)
+		}
+		done = done && known
+	}
+	return done && len(wanted) == 0, nil
+}
+
+func (c *Core) tellNow(ctx context.Context, row store.Revocation) (bool, error) {
+	if row.Status != RevocationPending {
+		return row.Status == RevocationDone, nil
+	}
+	l := uuid.New()
+	mine, err := store.LeaseRevocation(ctx, c.deps.DB.Pool, row.ID, l, c.cfg.leaseFor())
+	if err != nil || !mine {
+		return false, err
+	}
+	return c.revokeAtCA(context.WithoutCancel(ctx), row, lease.Lease{ID: row.ID, LeaseID: l, Attempts: 1})
+}
+
+// RetryRevocation works on one revocation that is due: it is the lease handler of the revocations.
+func (c *Core) RetryRevocation(ctx context.Context, l lease.Lease) error {
+	row, err := store.GetRevocation(ctx, c.deps.DB.Pool, l.ID)
+	if err != nil {
+		return err
+	}
+	_, err = c.revokeAtCA(ctx, row, l)
+	return err
+}
+
+func revocationBackoff() lease.Backoff { return lease.Backoff{Base: 10 * time.Second, Cap: time.Hour} }
+
+// revokeAtCA calls the CA under the row's lease and stores what it said. A CA that is away is asked for ever: a revocation
+// is never given up for that.
+func (c *Core) revokeAtCA(ctx context.Context, row store.Revocation, l lease.Lease) (done bool, err error) {
+	callErr := c.callRevoke(ctx, row)
+	p, permanent := asPermanent(callErr)
+	switch {
+	case callErr == nil:
+		row.Status = RevocationDone
+		return true, c.endRevocation(ctx, row, l, "revocation.done", auditlog.Success, revocationDone(row))
+	case permanent && p.Fault == issuer.FaultRequest:
+		c.log.Warn("a CA refused a revocation", revocationFields(row, callErr)...)
+		row.Status, row.LastError = RevocationFailed, p.Message
+		return false, c.endRevocation(ctx, row, l, "revocation.failed", auditlog.Failure)
+	default:
+		c.log.Warn("a CA could not be told of a revocation", revocationFields(row, callErr)...)
+		wait, _ := revocationBackoff().Next(l.Attempts)
+		if d, ok := issuer.RetryDelay(callErr); ok {
+			wait = max(wait, d)
+		}
+		_, err := store.DelayRevocation(ctx, c.deps.DB.Pool, row.ID, l.LeaseID, c.now().Add(wait), shown(callErr))
+		return false, err
+	}
+}
+
+func (c *Core) endRevocation(ctx context.Context, row store.Revocation, l lease.Lease, action string, outcome auditv1.Event_Outcome, more ...outbox.Event) error {
+	return c.deps.DB.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		ended, err := store.EndRevocation(ctx, tx, row.ID, l.LeaseID, row.Status, row.LastError)
+		if err != nil {
+			return err
+		}
+		if !ended {
+			return lease.ErrLost
+		}
+		return emit(ctx, tx, append(more, auditRevocation(ctx, row, action, outcome))...)
+	})
+}
+
+func (c *Core) callRevoke(ctx context.Context, row store.Revocation) error {
+	_, in, err := c.issuerOf(ctx, row.IssuerID)
+	if err != nil {
+		return err
+	}
+	revoker, ok := in.Issuer.(issuer.Revoker)
+	if !ok {
+		return issuer.Permanent("REVOCATION_UNSUPPORTED", "this CA has no revocation that certctl could use")
+	}
+	request, err := c.revokeRequest(ctx, row)
+	if err != nil {
+		return err
+	}
+	callCtx, cancel := context.WithTimeout(ctx, c.cfg.CallTimeout)
+	defer cancel()
+	return revoker.Revoke(callCtx, request)
+}
+
+func (c *Core) revokeRequest(ctx context.Context, row store.Revocation) (issuer.RevokeRequest, error) {
+	certificate, err := store.GetCertificate(ctx, c.deps.DB.Pool, row.IssuerID, row.SerialNumber)
+	if err != nil {
+		return issuer.RevokeRequest{}, err
+	}
+	block, _ := pem.Decode([]byte(certificate.CertificatePEM))
+	if block == nil {
+		return issuer.RevokeRequest{}, errors.New("the stored certificate is no PEM")
+	}
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return issuer.RevokeRequest{}, fmt.Errorf("read stored certificate: %w", err)
+	}
+	o, err := store.GetOrder(ctx, c.deps.DB.Pool, certificate.OrderID)
+	if err != nil {
+		return issuer.RevokeRequest{}, err
+	}
+	ref, err := decodeReference(referenceText(o.CAReference))
+	return issuer.RevokeRequest{Ref: ref, Certificate: leaf, Reason: issuer.Reason(uint8(row.Reason)), RevokedAt: row.RevocationTime}, err //nolint:gosec // a CRLReason is one byte
+}
+
+func revocationFields(r store.Revocation, err error) []zap.Field {
+	return []zap.Field{zap.String("revocation_id", r.ID), logx.ID(logx.KeyIssuer, r.IssuerID), logx.ID(logx.KeyCertificate, r.CertificateID), zap.Error(err)}
+}
+
+// jsonUnmarshal reads a CA reference from a peer.
+func jsonUnmarshal(text string, into any) error {
+	const most = 64 << 10
+	if len(text) > most {
+		return errs.Field("ca_reference", "has more than %d bytes", most)
+	}
+	if err := json.Unmarshal([]byte(text), into); err != nil {
+		return errs.Field("ca_reference", "is no JSON object of strings").Wrap(err)
+	}
+	return nil
+}

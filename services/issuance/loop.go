@@ -1,0 +1,140 @@
+package issuance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/certctl/certctl/pkg/lease"
+	"github.com/certctl/certctl/pkg/mutation"
+	"github.com/certctl/certctl/pkg/outbox"
+	"github.com/certctl/certctl/pkg/tick"
+	"github.com/certctl/certctl/services/issuance/internal/core"
+	"github.com/certctl/certctl/services/issuance/internal/store"
+)
+
+const (
+	// sweepBudget bounds one run of a lease loop, calls to slow CAs included.
+	sweepBudget = 5 * time.Minute
+	// rowTimeout bounds the work on one row beyond its calls to the CA.
+	rowTimeout = 10 * time.Second
+	slots      = 8
+)
+
+// loops are the group and what events wake.
+type loops struct {
+	group       *tick.Group
+	core        *core.Core
+	revocations *tick.Kicker
+}
+
+// kick wakes what works on revocations, after events brought some.
+func (l *loops) kick() {
+	l.revocations.Kick()
+	l.core.KickCRLs()
+}
+
+func newLoops(cfg Config, deps Deps, c *core.Core) (*loops, error) {
+	group, err := tick.NewGroup(tick.Config{}, tick.Deps{Logger: deps.Log, Registry: deps.Metrics})
+	if err != nil {
+		return nil, err
+	}
+	l := &loops{group: group, core: c, revocations: tick.NewKicker()}
+	orders, err := newRunner("orders", store.OrderLeases, c.Reconcile, cfg, deps)
+	if err != nil {
+		return nil, err
+	}
+	revocations, err := newRunner("revocations", store.RevocationLeases, c.RetryRevocation, cfg, deps)
+	if err != nil {
+		return nil, err
+	}
+	stuck, err := stuckRows(deps)
+	if err != nil {
+		return nil, err
+	}
+	return l, l.register(
+		tick.Loop{
+			Name: "CRL generation", Description: "makes the CRLs that are due, and at once those that a revocation made stale",
+			Interval: cfg.CRLGenerationInterval, Run: l.refreshCRLs, Kick: c.CRLKick(),
+		},
+		tick.Loop{
+			Name: "enrolment GC", Description: "drops expired enrolment state of the ACME server", Interval: cfg.EnrolmentGCInterval,
+			Run: func(context.Context) (tick.Result, error) {
+				return tick.Result{Note: "nothing to do: there is no enrolment protocol yet"}, nil
+			},
+		},
+		tick.Loop{
+			Name: "order reconcile", Description: "finds orders whose reply was lost or whose CA was away", Interval: cfg.ReconcileInterval,
+			Budget: sweepBudget, Run: watched(orders, c, stuck),
+		},
+		tick.Loop{
+			Name: "revocation retry", Description: "tells CAs of revocations that they do not know yet", Interval: cfg.RevocationInterval,
+			Budget: sweepBudget, Run: revocations.Sweep, Kick: l.revocations.C(),
+		},
+		tick.Loop{
+			Name: "idempotency key prune", Description: "forgets idempotency keys older than a day", Interval: time.Hour,
+			Run: func(ctx context.Context) (tick.Result, error) {
+				n, err := mutation.Prune(ctx, deps.DB.Pool)
+				return tick.Result{Rows: n}, err
+			},
+		},
+		outbox.PruneLoop(deps.DB),
+	)
+}
+
+func (l *loops) register(all ...tick.Loop) error {
+	var failed error
+	for _, loop := range all {
+		failed = errors.Join(failed, l.group.Register(loop))
+	}
+	return failed
+}
+
+func (l *loops) refreshCRLs(ctx context.Context) (tick.Result, error) {
+	n, err := l.core.RefreshCRLs(ctx)
+	return tick.Result{Rows: n}, err
+}
+
+func newRunner(queue string, table func() (*lease.Table, error), handle lease.Handler, cfg Config, deps Deps) (*lease.Runner, error) {
+	t, err := table()
+	if err != nil {
+		return nil, fmt.Errorf("lease %s: %w", queue, err)
+	}
+	call := cfg.CallTimeout
+	if call <= 0 {
+		call = core.DefaultCallTimeout
+	}
+	return lease.NewRunner(
+		// A row may take two calls: one to look for the order, one to submit it.
+		lease.RunnerConfig{Name: name + "_" + queue, Slots: slots, LeaseFor: 2*call + rowTimeout, Timeout: 2*call + rowTimeout},
+		lease.RunnerDeps{Table: t, DB: deps.DB.Pool, Handle: handle, Logger: deps.Log, Registry: deps.Metrics},
+	)
+}
+
+// watched is the sweep of the journal with the measure of what it should have found long ago.
+func watched(r *lease.Runner, c *core.Core, stuck prometheus.Gauge) func(context.Context) (tick.Result, error) {
+	return func(ctx context.Context) (tick.Result, error) {
+		result, err := r.Sweep(ctx)
+		n, countErr := c.Stuck(ctx)
+		if countErr == nil {
+			stuck.Set(float64(n))
+		}
+		return result, errors.Join(err, countErr)
+	}
+}
+
+func stuckRows(deps Deps) (prometheus.Gauge, error) {
+	g := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "certctl_stuck_rows", Help: "Rows that are not final and that nobody has worked on for an hour after their time.",
+	})
+	if deps.Metrics == nil {
+		return g, nil
+	}
+	if err := deps.Metrics.Register(g); err != nil {
+		return nil, fmt.Errorf("register metric: %w", err)
+	}
+	return g, nil
+}

@@ -1,0 +1,322 @@
+package core
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/certctl/certctl/pkg/outbox"
+	"github.com/certctl/certctl/pkg/rpcctx"
+	eventv1 "github.com/certctl/certctl/proto/gen/go/certctl/event/v1"
+	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
+	issuancev1 "github.com/certctl/certctl/proto/gen/go/certctl/issuance/v1"
+	typev1 "github.com/certctl/certctl/proto/gen/go/certctl/type/v1"
+	"github.com/certctl/certctl/services/renewalscheduler/internal/store"
+)
+
+// ApplyEvent applies a fact of a peer in the transaction that remembers it.
+func (c *Core) ApplyEvent(ctx context.Context, tx *store.Tx, e *eventv1.Event) error {
+	switch e.GetType() {
+	case "certificate.created":
+		return payload(ctx, tx, e, &inventoryv1.CertificateChanged{}, c.certificateCreated)
+	case "certificate.updated":
+		return payload(ctx, tx, e, &inventoryv1.CertificateChanged{}, c.certificateUpdated)
+	case "certificate.archived", "certificate.revoked":
+		return payload(ctx, tx, e, &inventoryv1.CertificateChanged{}, c.certificateClosed)
+	case "certificate.expired":
+		return payload(ctx, tx, e, &inventoryv1.CertificateChanged{}, c.certificateExpired)
+	case "version.stored":
+		return payload(ctx, tx, e, &inventoryv1.VersionStored{}, c.versionStored)
+	case "task.finished":
+		return payload(ctx, tx, e, &inventoryv1.TaskFinished{}, c.taskFinished)
+	case "order.changed":
+		return payload(ctx, tx, e, &issuancev1.OrderChanged{}, c.orderChanged)
+	case "deployment.changed":
+		return payload(ctx, tx, e, &inventoryv1.DeploymentChanged{}, c.deploymentChanged)
+	default:
+		return outbox.Reject(fmt.Errorf("event type %q is not for the renewal scheduler", e.GetType()))
+	}
+}
+
+func payload[M proto.Message](ctx context.Context, tx *store.Tx, e *eventv1.Event, into M, apply func(context.Context, *store.Tx, M) error) error {
+	if err := e.GetPayload().UnmarshalTo(into); err != nil {
+		return outbox.Reject(fmt.Errorf("payload of %s: %w", e.GetType(), err))
+	}
+	if err := apply(ctx, tx, into); err != nil {
+		return fmt.Errorf("apply %s of %s: %w", e.GetType(), e.GetResourceId(), err)
+	}
+	return nil
+}
+
+// onBehalf makes audit events of what follows name who caused it.
+func onBehalf(ctx context.Context, a *typev1.Actor) context.Context {
+	kinds := map[typev1.Actor_Type]rpcctx.CallerType{
+		typev1.Actor_USER: rpcctx.User, typev1.Actor_AGENT: rpcctx.Agent, typev1.Actor_SERVICE: rpcctx.Service, typev1.Actor_ANONYMOUS: rpcctx.Anonymous,
+	}
+	kind, ok := kinds[a.GetType()]
+	if !ok {
+		return ctx
+	}
+	return rpcctx.WithOnBehalfOf(ctx, rpcctx.Caller{Type: kind, ID: a.GetId()})
+}
+
+// certificateCreated opens the ISSUE job. Its keys are those that the certificate has when the job starts.
+func (c *Core) certificateCreated(ctx context.Context, tx *store.Tx, e *inventoryv1.CertificateChanged) error {
+	cert := e.GetCertificate()
+	by := cmp.Or(e.GetActor().GetId(), system)
+	p, err := c.ensurePlan(ctx, tx, cert, by)
+	if err != nil {
+		return err
+	}
+	if closed(p.CertificateStatus) || p.State == store.PlanEnded {
+		return nil
+	}
+	policy, err := policyOf(ctx, tx, p.PolicyID)
+	if err != nil {
+		return err
+	}
+	_, err = c.openJob(onBehalf(ctx, e.GetActor()), tx, opening{
+		kind: store.Issue, certificateID: cert.GetId(), requestedBy: by, policy: policy,
+	})
+	if errors.Is(err, store.ErrOpen) {
+		return nil
+	}
+	return err
+}
+
+// certificateUpdated follows the policy, and has keys made for agents that have none.
+func (c *Core) certificateUpdated(ctx context.Context, tx *store.Tx, e *inventoryv1.CertificateChanged) error {
+	cert := e.GetCertificate()
+	p, err := c.ensurePlan(ctx, tx, cert, cmp.Or(e.GetActor().GetId(), system))
+	if err != nil || p.State == store.PlanEnded {
+		return err
+	}
+	p.PolicyID, p.CertificateStatus = cert.GetPolicyId(), cert.GetStatus().String()
+	if err := c.refreshPlan(ctx, tx, p); err != nil {
+		return err
+	}
+	if len(e.GetAgentsWithoutVersion()) == 0 || closed(p.CertificateStatus) {
+		return nil
+	}
+	j, err := tx.OpenJob(ctx, cert.GetId())
+	if errors.Is(err, store.ErrNotFound) {
+		return c.issueForAgents(onBehalf(ctx, e.GetActor()), tx, p, e)
+	}
+	if err != nil {
+		return err
+	}
+	return c.addAgents(ctx, tx, j, e.GetAgentsWithoutVersion())
+}
+
+// issueForAgents opens a job for the keys of those agents only.
+func (c *Core) issueForAgents(ctx context.Context, tx *store.Tx, p *store.Plan, e *inventoryv1.CertificateChanged) error {
+	policy, err := policyOf(ctx, tx, p.PolicyID)
+	if err != nil {
+		return err
+	}
+	_, err = c.openJob(ctx, tx, opening{
+		kind: store.Issue, certificateID: p.CertificateID, requestedBy: cmp.Or(e.GetActor().GetId(), system), policy: policy,
+		agents: e.GetAgentsWithoutVersion(),
+	})
+	return err
+}
+
+// addAgents adds keys to an open job. One without any yet will find the agents itself when it starts.
+func (c *Core) addAgents(ctx context.Context, tx *store.Tx, j *store.Job, agents []string) error {
+	j, err := tx.LockJob(ctx, j.ID)
+	if err != nil {
+		return err
+	}
+	keys, err := tx.Keys(ctx, j.ID)
+	if err != nil || len(keys) == 0 {
+		return err
+	}
+	added := false
+	for _, agent := range agents {
+		if slices.ContainsFunc(keys, func(k *store.Key) bool { return k.AgentID == agent }) {
+			continue
+		}
+		if err := tx.AddKeys(ctx, &store.Key{JobID: j.ID, AgentID: agent, State: store.KeyAwaitingCSR}); err != nil {
+			return err
+		}
+		added = true
+	}
+	if !added {
+		return nil
+	}
+	if err := c.touch(ctx, tx, j); err != nil {
+		return err
+	}
+	return tx.Bump(ctx, store.Jobs)
+}
+
+// certificateClosed ends all work on a revoked or archived certificate.
+func (c *Core) certificateClosed(ctx context.Context, tx *store.Tx, e *inventoryv1.CertificateChanged) error {
+	cert := e.GetCertificate()
+	status := cert.GetStatus().String()
+	if !closed(status) {
+		return nil // only a version was revoked
+	}
+	p, err := c.ensurePlan(ctx, tx, cert, cmp.Or(e.GetActor().GetId(), system))
+	if err != nil {
+		return err
+	}
+	p.CertificateStatus = status
+	if err := c.refreshPlan(ctx, tx, p); err != nil {
+		return err
+	}
+	jobs, err := tx.OpenJobs(ctx, cert.GetId())
+	if err != nil || len(jobs) == 0 {
+		return err
+	}
+	for _, j := range jobs {
+		err := c.end(onBehalf(ctx, e.GetActor()), tx, j, ending{transition: c.cancel(), action: "job.cancelled", byPerson: true,
+			problem: store.Problem{Reason: "CERTIFICATE_" + status, Message: "the certificate was " + status}})
+		if err != nil {
+			return err
+		}
+	}
+	return tx.Bump(ctx, store.Jobs)
+}
+
+// certificateExpired notes the status; the plan goes on, since an expired certificate can be renewed.
+func (c *Core) certificateExpired(ctx context.Context, tx *store.Tx, e *inventoryv1.CertificateChanged) error {
+	p, err := c.ensurePlan(ctx, tx, e.GetCertificate(), cmp.Or(e.GetActor().GetId(), system))
+	if err != nil || p.State == store.PlanEnded {
+		return err
+	}
+	p.CertificateStatus = e.GetCertificate().GetStatus().String()
+	return c.refreshPlan(ctx, tx, p)
+}
+
+// versionStored is the success of a key, and the ground of the next plan.
+func (c *Core) versionStored(ctx context.Context, tx *store.Tx, e *inventoryv1.VersionStored) error {
+	p, err := tx.LockPlan(ctx, e.GetCertificateId())
+	if err != nil {
+		return err // "certificate.created" comes first; this one comes again
+	}
+	err = tx.SavePlanKey(ctx, store.PlanKey{
+		CertificateID: e.GetCertificateId(), AgentID: e.GetAgentId(), Version: e.GetVersion(),
+		NotBefore: e.GetNotBefore().AsTime(), NotAfter: e.GetNotAfter().AsTime(),
+	})
+	if err != nil {
+		return err
+	}
+	if p.State != store.PlanEnded {
+		p.CertificateStatus = inventoryv1.Certificate_ACTIVE.String()
+	}
+	if err := c.refreshPlan(ctx, tx, p); err != nil {
+		return err
+	}
+	k, j, err := c.lockKey(ctx, tx, e.GetCertificateId(), func() (*store.Key, error) { return tx.KeyByOrder(ctx, e.GetOrderId()) })
+	if err != nil || j == nil || j.State.Final() || k.State == store.KeyDone {
+		return err
+	}
+	k.State, k.Version, k.Error, k.Permanent = store.KeyDone, e.GetVersion(), store.Problem{}, false
+	if err := tx.SaveKey(ctx, k); err != nil {
+		return err
+	}
+	if err := c.settle(ctx, tx, j); err != nil {
+		return err
+	}
+	return tx.Bump(ctx, store.Jobs)
+}
+
+// lockKey finds a key and locks its job; both are nil when there is none. The key is read again under the lock.
+func (c *Core) lockKey(ctx context.Context, tx *store.Tx, certificateID string, find func() (*store.Key, error)) (*store.Key, *store.Job, error) {
+	k, err := find()
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	j, err := c.lockJob(ctx, tx, k.JobID, certificateID)
+	if err != nil {
+		return nil, nil, err
+	}
+	k, err = find()
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil, nil // a new try has taken other ids
+	}
+	return k, j, err
+}
+
+// taskFinished takes an agent's CSR, or why there is none.
+func (c *Core) taskFinished(ctx context.Context, tx *store.Tx, e *inventoryv1.TaskFinished) error {
+	k, j, err := c.lockKey(ctx, tx, e.GetCertificateId(), func() (*store.Key, error) { return tx.KeyByTask(ctx, e.GetTaskId()) })
+	if err != nil || j == nil || j.State.Final() || k.State != store.KeyAwaitingCSR || k.CsrPEM != "" {
+		return err
+	}
+	if e.GetCsrPem() == "" {
+		p := store.Problem{Reason: cmp.Or(e.GetProblem().GetReason(), "CSR_FAILED"), Message: e.GetProblem().GetMessage()}
+		err = c.failKey(ctx, tx, j, k, failure{problem: p, permanent: e.GetPermanent()})
+	} else {
+		k.CsrPEM = e.GetCsrPem()
+		if err = tx.SaveKey(ctx, k); err == nil {
+			err = c.settle(ctx, tx, j)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return tx.Bump(ctx, store.Jobs)
+}
+
+// orderChanged takes what became of an order.
+func (c *Core) orderChanged(ctx context.Context, tx *store.Tx, e *issuancev1.OrderChanged) error {
+	o := e.GetOrder()
+	k, j, err := c.lockKey(ctx, tx, o.GetCertificateId(), func() (*store.Key, error) { return tx.KeyByOrder(ctx, o.GetId()) })
+	if err != nil || j == nil || j.State.Final() {
+		return err
+	}
+	before := j.Revision
+	if err := c.applyOrder(ctx, tx, j, k, o); err != nil || j.Revision == before {
+		return err
+	}
+	return tx.Bump(ctx, store.Jobs)
+}
+
+// deploymentChanged moves the DEPLOY job that asked for it, and opens one for an endpoint that serves something else.
+func (c *Core) deploymentChanged(ctx context.Context, tx *store.Tx, e *inventoryv1.DeploymentChanged) error {
+	d := e.GetDeployment()
+	p, err := tx.LockPlan(ctx, d.GetCertificateId())
+	if err != nil {
+		return err
+	}
+	j, err := tx.OpenDeployJob(ctx, d.GetCertificateId(), d.GetTargetId())
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return c.correctDrift(ctx, tx, p, d)
+	case err != nil:
+		return err
+	case j.ID != e.GetRequestKey() || j.State != store.Running:
+		return nil
+	}
+	if j, err = tx.LockJob(ctx, j.ID); err != nil {
+		return err
+	}
+	before := j.Revision
+	if err := c.applyDeployment(ctx, tx, j, d); err != nil || j.Revision == before {
+		return err
+	}
+	return tx.Bump(ctx, store.Jobs)
+}
+
+func (c *Core) correctDrift(ctx context.Context, tx *store.Tx, p *store.Plan, d *inventoryv1.Deployment) error {
+	if d.GetStatus() != inventoryv1.Deployment_DRIFTED || closed(p.CertificateStatus) {
+		return nil
+	}
+	policy, err := policyOf(ctx, tx, p.PolicyID)
+	if err != nil || !policy.Automatic {
+		return err
+	}
+	_, err = c.openDeployJob(ctx, tx, opening{
+		kind: store.Deploy, certificateID: p.CertificateID, targetID: d.GetTargetId(), requestedBy: Drift, policy: policy,
+	})
+	return err
+}

@@ -1,0 +1,234 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/certctl/certctl/pkg/lease"
+)
+
+const jobColumns = `id, type, state, certificate_id, target_id, retry_of, attempt, max_attempts, error_reason, error_message, requested_by, askers,
+ approved_by, approval_subject, approval_comment, create_time, start_time, end_time, deadline_time, due_time, revision`
+
+func scanJob(row pgx.CollectableRow) (*Job, error) {
+	j := &Job{}
+	var start, end, deadline, due *time.Time
+	err := row.Scan(&j.ID, &j.Type, &j.State, &j.CertificateID, &j.TargetID, &j.RetryOf, &j.Attempt, &j.MaxAttempts, &j.Error.Reason,
+		&j.Error.Message, &j.RequestedBy, &j.Askers, &j.ApprovedBy, &j.ApprovalSubject, &j.ApprovalComment, &j.CreateTime, &start, &end,
+		&deadline, &due, &j.Revision)
+	j.CreateTime = j.CreateTime.UTC()
+	j.StartTime, j.EndTime, j.DeadlineTime, j.DueTime = goTime(start), goTime(end), goTime(deadline), goTime(due)
+	return j, err
+}
+
+func (q queries) selectJobs(ctx context.Context, where string, args ...any) ([]*Job, error) {
+	rows, err := q.db.Query(ctx, `SELECT `+jobColumns+` FROM jobs WHERE `+where, args...)
+	if err != nil {
+		return nil, fmt.Errorf("read jobs: %w", err)
+	}
+	out, err := pgx.CollectRows(rows, scanJob)
+	if err != nil {
+		return nil, fmt.Errorf("read jobs: %w", err)
+	}
+	return out, nil
+}
+
+// Job reads one; ErrNotFound.
+func (q queries) Job(ctx context.Context, id string) (*Job, error) {
+	return one(q.selectJobs(ctx, `id = $1`, id))
+}
+
+// LockJob reads one and keeps it from changing until the transaction ends; ErrNotFound.
+func (t *Tx) LockJob(ctx context.Context, id string) (*Job, error) {
+	return one(t.selectJobs(ctx, `id = $1 FOR UPDATE`, id))
+}
+
+// OpenJob reads the open ISSUE or RENEW job of a certificate; ErrNotFound.
+func (q queries) OpenJob(ctx context.Context, certificateID string) (*Job, error) {
+	return one(q.selectJobs(ctx, `certificate_id = $1 AND type IN ('ISSUE', 'RENEW') AND end_time IS NULL`, certificateID))
+}
+
+// LastJob reads the newest final ISSUE or RENEW job of a certificate; ErrNotFound.
+func (q queries) LastJob(ctx context.Context, certificateID string) (*Job, error) {
+	return one(q.selectJobs(ctx, `certificate_id = $1 AND type IN ('ISSUE', 'RENEW') AND end_time IS NOT NULL
+ ORDER BY create_time DESC, id DESC LIMIT 1`, certificateID))
+}
+
+// OpenDeployJob reads the open DEPLOY job of a certificate and a target; ErrNotFound.
+func (q queries) OpenDeployJob(ctx context.Context, certificateID, targetID string) (*Job, error) {
+	return one(q.selectJobs(ctx, `certificate_id = $1 AND target_id = $2 AND type = 'DEPLOY' AND end_time IS NULL`, certificateID, targetID))
+}
+
+// OpenJobs reads and locks all open jobs of a certificate.
+func (t *Tx) OpenJobs(ctx context.Context, certificateID string) ([]*Job, error) {
+	return t.selectJobs(ctx, `certificate_id = $1 AND end_time IS NULL ORDER BY id FOR UPDATE`, certificateID)
+}
+
+// Overdue reads at most limit open jobs whose deadline has passed, oldest first.
+func (q queries) Overdue(ctx context.Context, now time.Time, limit int) ([]*Job, error) {
+	return q.selectJobs(ctx, `end_time IS NULL AND deadline_time <= $1 ORDER BY deadline_time, id LIMIT $2`, now, limit)
+}
+
+// InsertJob stores a new job; ErrOpen when an open one is in the way.
+func (t *Tx) InsertJob(ctx context.Context, j *Job) error {
+	// Of the two partial unique indexes at most one speaks of a job, so that DO NOTHING means just that.
+	tag, err := t.tx.Exec(ctx, `INSERT INTO jobs (id, type, state, certificate_id, target_id, retry_of, max_attempts, requested_by, askers, create_time,
+ deadline_time, due_time) VALUES ($1, $2, 'PENDING', $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT DO NOTHING`,
+		j.ID, j.Type, j.CertificateID, j.TargetID, j.RetryOf, j.MaxAttempts, j.RequestedBy, j.Askers, j.CreateTime, j.DeadlineTime, j.DueTime)
+	if err != nil {
+		return fmt.Errorf("store job: %w", err)
+	}
+	if tag.RowsAffected() == 0 {
+		return ErrOpen
+	}
+	return nil
+}
+
+// Move is a change of a job's state: compare-and-set on the states it may start from and on the revision.
+type Move struct {
+	From []JobState
+	// Job has the new state and values; its Revision is the one it had.
+	Job *Job
+}
+
+// MoveJob makes the change and raises the revision; ErrChanged. A final job gives its lease back.
+func (t *Tx) MoveJob(ctx context.Context, m Move) error {
+	j := m.Job
+	from := make([]string, 0, len(m.From))
+	for _, s := range m.From {
+		from = append(from, string(s))
+	}
+	err := t.tx.QueryRow(ctx, `UPDATE jobs SET state = $4, attempt = $5, error_reason = $6, error_message = $7, askers = $8, approved_by = $9,
+ approval_subject = $10, approval_comment = $11, start_time = $12, end_time = $13, deadline_time = $14, due_time = $15, revision = revision + 1,
+ lease_id = CASE WHEN $13::timestamptz IS NULL THEN lease_id END, lease_until = CASE WHEN $13::timestamptz IS NULL THEN lease_until END
+ WHERE id = $1 AND state = ANY($2::text[]) AND revision = $3 RETURNING revision`,
+		j.ID, from, j.Revision, j.State, j.Attempt, j.Error.Reason, j.Error.Message, j.Askers, j.ApprovedBy, j.ApprovalSubject, j.ApprovalComment,
+		sqlTime(j.StartTime), sqlTime(j.EndTime), sqlTime(j.DeadlineTime), sqlTime(j.DueTime)).Scan(&j.Revision)
+	if err != nil {
+		if notFound(err) == ErrNotFound { //nolint:errorlint // just made
+			return ErrChanged
+		}
+		return fmt.Errorf("move job to %s: %w", j.State, err)
+	}
+	return nil
+}
+
+// SaveJob stores values of an open job whose state stays; ErrChanged.
+func (t *Tx) SaveJob(ctx context.Context, j *Job) error {
+	return t.MoveJob(ctx, Move{From: []JobState{j.State}, Job: j})
+}
+
+// Release is how a worker gives a job back.
+type Release struct {
+	Lease lease.Lease
+	// Revision is the last one that the worker saw. When the job has changed since, it stays due as that change says.
+	Revision int32
+	Next     time.Time
+	// Worked begins the count of attempts anew.
+	Worked bool
+}
+
+// ReleaseJob gives an open job back. A job that ended, or that another worker has, stays as it is.
+func (q queries) ReleaseJob(ctx context.Context, r Release) error {
+	_, err := q.db.Exec(ctx, `UPDATE jobs SET lease_id = NULL, lease_until = NULL, attempts = CASE WHEN $5 THEN 0 ELSE attempts END,
+ due_time = CASE WHEN revision = $3 THEN $4 ELSE LEAST(due_time, $4) END WHERE id = $1 AND lease_id = $2`,
+		r.Lease.ID, r.Lease.LeaseID, r.Revision, r.Next, r.Worked)
+	if err != nil {
+		return fmt.Errorf("give job back: %w", err)
+	}
+	return nil
+}
+
+// JobFilter selects jobs; empty fields select all.
+type JobFilter struct {
+	States        []string
+	Types         []string
+	CertificateID string
+	AgentID       string
+	TargetID      string
+}
+
+func (f JobFilter) where() (string, []any) {
+	parts := []string{"TRUE"}
+	var args []any
+	add := func(format string, v any) {
+		args = append(args, v)
+		parts = append(parts, fmt.Sprintf(format, len(args)))
+	}
+	if len(f.States) > 0 {
+		add("state = ANY($%d::text[])", f.States)
+	}
+	if len(f.Types) > 0 {
+		add("type = ANY($%d::text[])", f.Types)
+	}
+	if f.CertificateID != "" {
+		add("certificate_id = $%d", f.CertificateID)
+	}
+	if f.TargetID != "" {
+		add("target_id = $%d", f.TargetID)
+	}
+	if f.AgentID != "" {
+		add("id IN (SELECT job_id FROM job_keys WHERE agent_id = $%d)", f.AgentID)
+	}
+	return strings.Join(parts, " AND "), args
+}
+
+// ListJobs reads Size+1 jobs, and their number when Total asks for it.
+func (q queries) ListJobs(ctx context.Context, f JobFilter, l List) ([]*Job, int, error) {
+	filter, args := f.where()
+	total := 0
+	if l.Total {
+		if err := q.db.QueryRow(ctx, `SELECT count(*) FROM jobs WHERE `+filter, args...).Scan(&total); err != nil {
+			return nil, 0, fmt.Errorf("count jobs: %w", err)
+		}
+	}
+	after, more, err := l.Order.After(l.After, len(args)+1)
+	if err != nil {
+		return nil, 0, err
+	}
+	args = append(args, more...)
+	where := fmt.Sprintf("%s AND %s ORDER BY %s LIMIT $%d", filter, after, l.Order.SQL(), len(args)+1)
+	out, err := q.selectJobs(ctx, where, append(args, l.Size+1)...)
+	return out, total, err
+}
+
+// CountJobs counts jobs by state.
+func (q queries) CountJobs(ctx context.Context) (map[string]int, error) {
+	rows, err := q.db.Query(ctx, `SELECT state, count(*)::integer FROM jobs GROUP BY state`)
+	if err != nil {
+		return nil, fmt.Errorf("count jobs: %w", err)
+	}
+	type count struct {
+		State string
+		N     int
+	}
+	counts, err := pgx.CollectRows(rows, pgx.RowToStructByPos[count])
+	if err != nil {
+		return nil, fmt.Errorf("count jobs: %w", err)
+	}
+	out := make(map[string]int, len(counts))
+	for _, c := range counts {
+		out[c.State] = c.N
+	}
+	return out, nil
+}
+
+// Stuck counts what nothing will ever move: open jobs that nobody works on, long after they were due or dead, plans that
+// wait for a job that is not open, and plans long overdue.
+func (q queries) Stuck(ctx context.Context, before time.Time) (int, error) {
+	n := 0
+	err := q.db.QueryRow(ctx, `SELECT
+ (SELECT count(*) FROM jobs WHERE end_time IS NULL AND (due_time IS NULL OR deadline_time IS NULL OR deadline_time < $1
+   OR (state <> 'AWAITING_APPROVAL' AND due_time < $1 AND (lease_until IS NULL OR lease_until < $1))))
+ + (SELECT count(*) FROM plans p WHERE state = 'WORKING' AND NOT EXISTS (
+   SELECT 1 FROM jobs WHERE certificate_id = p.id AND type IN ('ISSUE', 'RENEW') AND end_time IS NULL))
+ + (SELECT count(*) FROM plans WHERE state IN ('SCHEDULED', 'RETRYING') AND due_time < $1)`, before).Scan(&n)
+	if err != nil {
+		return 0, fmt.Errorf("count stuck rows: %w", err)
+	}
+	return n, nil
+}

@@ -1,0 +1,104 @@
+package renewalscheduler
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/certctl/certctl/pkg/outbox"
+	"github.com/certctl/certctl/pkg/tick"
+	"github.com/certctl/certctl/services/renewalscheduler/internal/api"
+	"github.com/certctl/certctl/services/renewalscheduler/internal/core"
+	"github.com/certctl/certctl/services/renewalscheduler/internal/store"
+)
+
+// sweepBudget bounds one run of a loop that calls peers: when it is spent no new work starts, and what is left is due in
+// the next run.
+const sweepBudget = 5 * time.Minute
+
+func newLoops(cfg Config, deps Deps, c *core.Core, st *store.Store) (*tick.Group, error) {
+	group, err := tick.NewGroup(tick.Config{}, tick.Deps{Logger: deps.Log, Registry: deps.Metrics})
+	if err != nil {
+		return nil, err
+	}
+	stuck, err := stuckRows(deps)
+	if err != nil {
+		return nil, err
+	}
+	kicks := c.Kicks()
+	all := []tick.Loop{
+		{
+			Name: "renewal check", Description: "opens jobs for certificates that are due, and follows changed policies", Interval: cfg.RenewalCheckInterval,
+			Budget: sweepBudget, Run: c.CheckRenewals, Kick: kicks.Renewals.C(),
+		},
+		{
+			Name: "job processor", Description: "takes jobs to their next step", Interval: cfg.JobProcessorInterval,
+			Budget: sweepBudget, Run: watched(c, st, deps.Now, stuck), Kick: kicks.Jobs.C(),
+		},
+		{
+			Name: "job retry", Description: "opens fresh jobs for certificates whose last job failed", Interval: cfg.JobRetryInterval,
+			Budget: sweepBudget, Run: c.RetryJobs, Kick: kicks.Retries.C(),
+		},
+		{
+			Name: "job timeout reaper", Description: "ends jobs whose approval or CSR did not come in time", Interval: cfg.JobTimeoutInterval,
+			Budget: sweepBudget, Run: c.ReapJobs, Kick: kicks.Deadlines.C(),
+		},
+		idle("notification process", "sends notifications", cfg.NotificationProcessInterval),
+		idle("notification retry", "sends failed notifications again", cfg.NotificationRetryInterval),
+		idle("digest", "sends the daily digest", cfg.DigestInterval),
+		{
+			Name: "idempotency key prune", Description: "forgets idempotency keys older than a day", Interval: time.Hour,
+			Run: func(ctx context.Context) (tick.Result, error) {
+				n, err := st.PruneIdempotencyKeys(ctx)
+				return tick.Result{Rows: n}, err
+			},
+		},
+		outbox.PruneLoop(deps.DB),
+	}
+	for _, l := range all {
+		if err := group.Register(l); err != nil {
+			return nil, err
+		}
+	}
+	return group, nil
+}
+
+// idle is a loop whose work comes with the notifiers.
+func idle(loop, description string, interval time.Duration) tick.Loop {
+	return tick.Loop{
+		Name: loop, Description: description, Interval: interval,
+		Run: func(context.Context) (tick.Result, error) {
+			return tick.Result{Note: "nothing to do: there are no notifiers yet"}, nil
+		},
+	}
+}
+
+// watched is the job processor with the count of stuck rows.
+func watched(c *core.Core, st *store.Store, now func() time.Time, stuck prometheus.Gauge) func(context.Context) (tick.Result, error) {
+	return func(ctx context.Context) (tick.Result, error) {
+		r, err := c.WorkJobs(ctx)
+		if err != nil || ctx.Err() != nil {
+			return r, err
+		}
+		n, err := st.Stuck(ctx, now().Add(-api.StuckAfter))
+		if err == nil {
+			stuck.Set(float64(n))
+		}
+		return r, err
+	}
+}
+
+func stuckRows(deps Deps) (prometheus.Gauge, error) {
+	g := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "certctl_stuck_rows", Help: "Rows that are not final and that nobody has worked on for an hour after their time.",
+	})
+	if deps.Metrics == nil {
+		return g, nil
+	}
+	if err := deps.Metrics.Register(g); err != nil {
+		return nil, fmt.Errorf("register metric: %w", err)
+	}
+	return g, nil
+}
