@@ -140,7 +140,7 @@ func splitKind(s string) (kind, rest string) {
 
 func intOf(v reflect.Value) int64 {
 	if v.CanUint() {
-		return int64(min(v.Uint(), 1<<63-1)) //nolint:gosec // bounded in the line itself
+		return int64(min(v.Uint(), 1<<63-1)) // bounded in the line itself
 	}
 	return v.Int()
 }

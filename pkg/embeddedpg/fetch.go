@@ -130,7 +130,7 @@ func openTree(root string) error {
 		if mode&0o100 != 0 {
 			mode |= 0o111
 		}
-		return os.Chmod(path, mode)
+		return os.Chmod(path, mode) //nolint:gosec // our own fresh download, in a directory that nobody else may write
 	})
 	if err != nil {
 		return fmt.Errorf("make the programs readable: %w", err)
@@ -150,5 +150,5 @@ func freePort(ctx context.Context) (uint32, error) {
 	if !ok {
 		return 0, errors.New("find a free port: not a TCP address")
 	}
-	return uint32(address.Port), nil //nolint:gosec // ports have 16 bits
+	return uint32(address.Port), nil // ports have 16 bits
 }

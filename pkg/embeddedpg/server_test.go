@@ -32,10 +32,10 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(helperDir); dir != "" {
 		server, err := Start(context.Background(), Config{DataDir: dir})
 		if err != nil {
-			fmt.Println("error:", err)
+			_, _ = fmt.Fprintln(os.Stdout, "error:", err)
 			os.Exit(1)
 		}
-		fmt.Println("pid:", server.process.PID())
+		_, _ = fmt.Fprintln(os.Stdout, "pid:", server.process.PID())
 		<-server.Done()
 		return
 	}

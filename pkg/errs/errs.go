@@ -107,7 +107,7 @@ func (e *Error) Unwrap() error { return e.cause }
 
 // Is tells whether target is an *Error of the same kind and reason.
 func (e *Error) Is(target error) bool {
-	t, ok := target.(*Error) //nolint:errorlint // errors.Is does the unwrapping and asks here per layer
+	t, ok := target.(*Error) // errors.Is does the unwrapping and asks here per layer
 	return ok && t.kind == e.kind && t.reason == e.reason
 }
 

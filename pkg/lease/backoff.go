@@ -22,7 +22,7 @@ func (b Backoff) Next(attempts int) (wait time.Duration, ok bool) {
 	if most <= 0 {
 		return 0, true
 	}
-	return rand.N(most) + 1, true
+	return rand.N(most) + 1, true //nolint:gosec // jitter is no secret
 }
 
 // Most is the longest wait after the given number of attempts.

@@ -66,6 +66,9 @@ type RunnerDeps struct {
 	Table  *Table
 	DB     DB // a pool
 	Handle Handler
+	// Claim, when set, claims in place of Table.Claim, for a queue that shares out its slots. It may take fewer rows than
+	// it could while more are due; whoever set it then kicks the runner when there is room for them.
+	Claim  func(ctx context.Context, limit int, leaseFor time.Duration) ([]Lease, error)
 	Logger *zap.Logger
 	// Registry takes the metrics; nil means none.
 	Registry prometheus.Registerer
@@ -161,7 +164,7 @@ func (s *shift) fill(ctx context.Context) error {
 	// A claim that is cut off may have been made all the same, and then the rows wait for their leases to run out.
 	claimCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 	defer cancel()
-	leases, err := s.deps.Table.Claim(claimCtx, s.deps.DB, free, s.cfg.LeaseFor)
+	leases, err := s.claim(claimCtx, free)
 	if err != nil {
 		return err
 	}
@@ -176,6 +179,13 @@ func (s *shift) fill(ctx context.Context) error {
 		})
 	}
 	return nil
+}
+
+func (r *Runner) claim(ctx context.Context, limit int) ([]Lease, error) {
+	if r.deps.Claim != nil {
+		return r.deps.Claim(ctx, limit, r.cfg.LeaseFor)
+	}
+	return r.deps.Table.Claim(ctx, r.deps.DB, limit, r.cfg.LeaseFor)
 }
 
 // wait blocks until there may be something to claim.

@@ -66,6 +66,7 @@ func Handler(log *zap.Logger, gatherers ...prometheus.Gatherer) http.Handler {
 // errorLog lets promhttp log through zap.
 type errorLog struct{ log *zap.Logger }
 
+// Println implements promhttp.Logger.
 func (l errorLog) Println(v ...any) {
 	l.log.Error("gathering metrics failed", zap.Any(logx.KeyError, v))
 }

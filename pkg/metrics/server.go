@@ -87,10 +87,15 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
 	if err := s.http.Shutdown(end); err != nil {
-		err = errors.Join(err, s.http.Close())
-		<-served
-		return fmt.Errorf("stop serving metrics: %w", err)
+		return fmt.Errorf("stop serving metrics: %w", errors.Join(err, s.http.Close(), unlessClosed(<-served)))
 	}
-	<-served
-	return nil
+	return unlessClosed(<-served)
+}
+
+// unlessClosed drops what Serve returns after a normal stop.
+func unlessClosed(err error) error {
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
 }

@@ -20,15 +20,16 @@ import (
 
 	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/pg"
+	"github.com/certctl/certctl/pkg/rpc"
 	"github.com/certctl/certctl/pkg/rpcctx"
 )
 
 // Metadata keys in which the gateway hands over the headers of a REST call.
 const (
 	// KeyMetadata carries Idempotency-Key.
-	KeyMetadata = "idempotency-key"
+	KeyMetadata = rpc.MetadataIdempotencyKey
 	// IfMatchMetadata carries If-Match.
-	IfMatchMetadata = "if-match"
+	IfMatchMetadata = rpc.MetadataIfMatch
 )
 
 // Retention is how long a key answers the same.
@@ -199,7 +200,7 @@ func Prune(ctx context.Context, db Execer) (int, error) {
 }
 
 // Revision answers the revision that the caller expects: the message's field, or the header If-Match. 0: any.
-// A header that is no quoted number fails with errs.PreconditionFailed, since no revision can match it.
+// A header that is no revision in quotes fails with errs.PreconditionFailed, since no revision can match it.
 func Revision(ctx context.Context, field int32) (int32, error) {
 	if field != 0 {
 		return field, nil
@@ -208,12 +209,19 @@ func Revision(ctx context.Context, field int32) (int32, error) {
 	if header == "" || header == "*" {
 		return 0, nil
 	}
-	n, err := strconv.ParseInt(strings.Trim(strings.TrimPrefix(header, "W/"), `"`), 10, 32)
-	if err != nil || n <= 0 {
+	n, ok := parseETag(header)
+	if !ok {
 		return 0, errs.New(errs.PreconditionFailed, "REVISION_MISMATCH",
 			`If-Match %q is not a revision; send the resource's revision in quotes, for example "3"`, header)
 	}
-	return int32(n), nil
+	return n, nil
+}
+
+// parseETag reads the one spelling that a revision has as a strong entity tag. A weak tag never matches If-Match
+// (RFC 9110, section 13.1.1), and no two revisions are current at once, so a list is not read either.
+func parseETag(header string) (int32, bool) {
+	n, err := strconv.ParseInt(strings.Trim(header, `"`), 10, 32)
+	return int32(n), err == nil && n > 0 && header == fmt.Sprintf(`"%d"`, n)
 }
 
 // Mismatch is the error for a write whose expected revision is no longer current.

@@ -11,20 +11,27 @@ import (
 	"github.com/certctl/certctl/pkg/secretbox"
 )
 
-// handshake joins a client's and a server's configuration and answers the client's error.
+// handshake joins a client's and a server's configuration over loopback and answers the client's error.
 func handshake(t *testing.T, server, client *tls.Config) error {
 	t.Helper()
-	a, b := net.Pipe()
-	t.Cleanup(func() { _ = a.Close(); _ = b.Close() })
+	lis, err := tls.Listen("tcp", "127.0.0.1:0", server)
+	require.NoError(t, err)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = tls.Server(a, server).HandshakeContext(t.Context()) // the client's side is what is asserted
-		_ = a.Close()
+		conn, err := lis.Accept()
+		if err != nil {
+			return
+		}
+		_ = conn.(*tls.Conn).HandshakeContext(t.Context()) // the client's side is what is asserted
+		_ = conn.Close()
 	}()
-	err := tls.Client(b, client).HandshakeContext(t.Context())
-	_ = b.Close()
+	raw, err := net.Dial("tcp", lis.Addr().String())
+	require.NoError(t, err)
+	err = tls.Client(raw, client).HandshakeContext(t.Context())
+	_ = raw.Close()
 	<-done
+	_ = lis.Close()
 	return err
 }
 

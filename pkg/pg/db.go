@@ -127,7 +127,7 @@ func newPool(ctx context.Context, cc *pgx.ConnConfig, size int) (*pgxpool.Pool, 
 		return nil, errors.New("the PG… variables of the environment are no valid settings for Postgres")
 	}
 	pc.ConnConfig = cc
-	pc.MaxConns = int32(size) //nolint:gosec // a pool size; checked against the sum of all quotas
+	pc.MaxConns = int32(size) // a pool size; checked against the sum of all quotas
 	pc.MinConns = 0
 	pc.MaxConnLifetime = connLifetime
 	pc.MaxConnLifetimeJitter = connLifetimeJitter

@@ -56,7 +56,7 @@ func Diagnose(err error) error {
 		return err
 	}
 	who := loginOf(err)
-	advice := ""
+	var advice string
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
 		advice = adviseState(e.Code, who)
 	} else {

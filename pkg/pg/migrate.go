@@ -160,7 +160,7 @@ func (m *migrator) lock(ctx context.Context, conn *pgx.Conn) error {
 func lockID(schema string) int64 {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte("certctl migrate " + schema))
-	return int64(h.Sum64()) //nolint:gosec // any 64 bits name a lock
+	return int64(h.Sum64()) // any 64 bits name a lock
 }
 
 // createSchema asks first: CREATE SCHEMA IF NOT EXISTS needs the right to create even when there is nothing to do.

@@ -27,7 +27,7 @@ type Authenticator interface {
 const MinSecretSize = 16
 
 const (
-	tokenPrefix  = "certctl-peer."
+	tokenPrefix  = "certctl-peer." //nolint:gosec // what every token begins with, no token
 	bearerPrefix = "Bearer "
 )
 

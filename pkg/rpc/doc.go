@@ -19,5 +19,13 @@ const (
 	MetadataActor = "certctl-actor"
 )
 
+// The metadata keys in which the gateway hands over headers of its caller's request.
+const (
+	// MetadataIdempotencyKey holds Idempotency-Key.
+	MetadataIdempotencyKey = "idempotency-key"
+	// MetadataIfMatch holds If-Match.
+	MetadataIfMatch = "if-match"
+)
+
 // MaxMessageSize bounds a message, sent or received, in bytes.
 const MaxMessageSize = 16 << 20

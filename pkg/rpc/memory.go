@@ -111,5 +111,8 @@ func (l *memoryListener) Addr() net.Addr { return memoryAddr(l.name) }
 
 type memoryAddr string
 
-func (memoryAddr) Network() string  { return memoryNetwork }
+// Network implements net.Addr.
+func (memoryAddr) Network() string { return memoryNetwork }
+
+// String implements net.Addr.
 func (a memoryAddr) String() string { return string(a) }

@@ -97,14 +97,23 @@ func (s *Server) drain() {
 	defer abandon.Stop()
 	for range 2 {
 		select {
-		case <-stopped:
+		case err := <-stopped:
+			s.noteStop(err)
 			stopped = nil
-		case <-aborted:
+		case err := <-aborted:
+			s.noteStop(err)
 			aborted = nil
 		case <-abandon.C:
 			s.deps.Logger.Warn("server stopped with work under way", logx.Error(errAbandoned), logx.Service(s.cfg.Service))
 			return
 		}
+	}
+}
+
+// noteStop logs a panic of gRPC's own stop, its only way to fail.
+func (s *Server) noteStop(err error) {
+	if err != nil {
+		s.deps.Logger.Error("stopping the server failed", logx.Error(err), logx.Service(s.cfg.Service))
 	}
 }
 
@@ -119,7 +128,8 @@ func (s *Server) waitStopped(stopped <-chan error) bool {
 	var flushed <-chan time.Time
 	for {
 		select {
-		case <-stopped:
+		case err := <-stopped:
+			s.noteStop(err)
 			return true
 		case <-limit.C:
 			return false

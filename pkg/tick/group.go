@@ -215,5 +215,5 @@ func (g *Group) drain(ended <-chan error, loops []*loop) error {
 
 // initialDelay spreads the first runs, so that a start of many replicas is not one blow on the database.
 func initialDelay(interval, spread time.Duration) time.Duration {
-	return rand.N(min(interval, spread))
+	return rand.N(min(interval, spread)) //nolint:gosec // jitter is no secret
 }

@@ -64,11 +64,11 @@ func TestEveryLoopRunsSoonAfterTheStartAndThenAtItsInterval(t *testing.T) {
 			require.True(t, s.LastRun.IsZero())
 		}
 		stop := f.run(t)
-		time.Sleep(2 * time.Second)
+		pass(2 * time.Second)
 		synctest.Wait()
 		require.EqualValues(t, 1, daily.Load())
 		require.EqualValues(t, 1, fast.Load())
-		time.Sleep(1000 * time.Second)
+		pass(1000 * time.Second)
 		synctest.Wait()
 		require.InDelta(t, 100, fast.Load(), 6)
 		require.EqualValues(t, 1, daily.Load())
@@ -92,11 +92,11 @@ func TestAKickStartsARunAtOnceAndOneDuringARunLeadsToOneMore(t *testing.T) {
 		kick := tick.NewKicker()
 		require.NoError(t, f.Register(tick.Loop{Name: "l", Interval: time.Hour, Kick: kick.C(), Run: func(ctx context.Context) (tick.Result, error) {
 			n.Add(1)
-			time.Sleep(time.Second)
+			pass(time.Second)
 			return tick.Result{}, nil
 		}}))
 		stop := f.run(t)
-		time.Sleep(10 * time.Second)
+		pass(10 * time.Second)
 		require.EqualValues(t, 1, n.Load())
 
 		kick.Kick()
@@ -107,7 +107,7 @@ func TestAKickStartsARunAtOnceAndOneDuringARunLeadsToOneMore(t *testing.T) {
 			synctest.Wait()
 		}
 		require.EqualValues(t, 2, n.Load(), "a running loop is not run twice at a time")
-		time.Sleep(10 * time.Second)
+		pass(10 * time.Second)
 		require.EqualValues(t, 3, n.Load(), "many kicks during a run are one more run")
 		require.NoError(t, stop())
 	})
@@ -123,7 +123,7 @@ func TestTheFloorKeepsKickedRunsApart(t *testing.T) {
 		stop := f.run(t)
 		for range 1000 {
 			kick.Kick()
-			time.Sleep(100 * time.Millisecond)
+			pass(100 * time.Millisecond)
 		}
 		require.InDelta(t, 20, n.Load(), 2)
 		require.NoError(t, stop())
@@ -139,11 +139,11 @@ func TestATickDuringARunIsSkipped(t *testing.T) {
 			most.Store(max(most.Load(), active.Add(1)))
 			defer active.Add(-1)
 			n.Add(1)
-			time.Sleep(10*time.Second + time.Second/2)
+			pass(10*time.Second + time.Second/2)
 			return tick.Result{}, nil
 		}}))
 		stop := f.run(t)
-		time.Sleep(120 * time.Second)
+		pass(120 * time.Second)
 		require.EqualValues(t, 1, most.Load())
 		require.LessOrEqual(t, n.Load(), int64(12), "no run follows at once for a tick that was missed")
 		require.NoError(t, stop())
@@ -159,7 +159,7 @@ func TestABudgetEndsARunAndAnErrorIsSeen(t *testing.T) {
 			return tick.Result{}, ctx.Err()
 		}}))
 		stop := f.run(t)
-		time.Sleep(10 * time.Second)
+		pass(10 * time.Second)
 		s := f.States()[0]
 		require.Equal(t, 3*time.Second, s.LastDuration)
 		require.Equal(t, context.DeadlineExceeded.Error(), s.LastError)
@@ -181,12 +181,12 @@ func TestAPanicIsRecoveredLoggedAndCountedAndTheLoopGoesOn(t *testing.T) {
 			return tick.Result{Rows: 2}, nil
 		}}))
 		stop := f.run(t)
-		time.Sleep(30 * time.Second)
+		pass(30 * time.Second)
 		s := f.States()[0]
 		require.EqualValues(t, 1, s.Panics)
 		require.Contains(t, s.LastError, "row 7 is odd")
 		require.Equal(t, 1, f.logs.FilterMessage("loop panicked").Len())
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		s = f.States()[0]
 		require.EqualValues(t, 2, s.Runs)
 		require.Empty(t, s.LastError)
@@ -222,12 +222,12 @@ func TestTheEndDrainsRunsThroughTheirContext(t *testing.T) {
 		var cleaned atomic.Bool
 		require.NoError(t, f.Register(tick.Loop{Name: "l", Interval: time.Hour, Run: func(ctx context.Context) (tick.Result, error) {
 			<-ctx.Done()
-			time.Sleep(5 * time.Second)
+			pass(5 * time.Second)
 			cleaned.Store(true)
 			return tick.Result{}, ctx.Err()
 		}}))
 		stop := f.run(t)
-		time.Sleep(3 * time.Second)
+		pass(3 * time.Second)
 		require.True(t, f.States()[0].Running)
 		require.NoError(t, stop())
 		require.True(t, cleaned.Load())
@@ -245,7 +245,7 @@ func TestALoopThatIgnoresItsContextDoesNotHoldUpTheEnd(t *testing.T) {
 			return tick.Result{}, nil
 		}}))
 		stop := f.run(t)
-		time.Sleep(3 * time.Second)
+		pass(3 * time.Second)
 		began := time.Now()
 		require.ErrorContains(t, stop(), "deaf")
 		require.Equal(t, 7*time.Second, time.Since(began))

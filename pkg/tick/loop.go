@@ -106,7 +106,10 @@ func (l *loop) runWatched(ctx context.Context) (kicked bool) {
 	})
 	for {
 		select {
-		case <-done:
+		case err := <-done:
+			if err != nil { // a panic outside of Loop.Run, which protect watches
+				l.log.Error("keeping the state of the loop failed", zap.Error(err))
+			}
 			return kicked
 		case _, open := <-l.Kick:
 			if !open {

@@ -93,7 +93,7 @@ func Jittered(d time.Duration, jitter float64) time.Duration {
 	if jitter == 0 {
 		return max(d, 1)
 	}
-	f := float64(d) * (1 + jitter*(2*rand.Float64()-1))
+	f := float64(d) * (1 + jitter*(2*rand.Float64()-1)) //nolint:gosec // jitter is no secret
 	if f >= math.MaxInt64 {
 		return math.MaxInt64
 	}

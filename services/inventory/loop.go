@@ -3,12 +3,16 @@ package inventory
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/certctl/certctl/pkg/outbox"
 	"github.com/certctl/certctl/pkg/tick"
 )
+
+// leastBudget is what a run may take even if the loop comes more often: a slow database must not make the rescuer give up.
+const leastBudget = 30 * time.Second
 
 func newLoops(cfg Config, deps Deps, s *Service) (*tick.Group, error) {
 	group, err := tick.NewGroup(tick.Config{}, tick.Deps{Logger: deps.Log, Registry: deps.Metrics})
@@ -41,6 +45,9 @@ func newLoops(cfg Config, deps Deps, s *Service) (*tick.Group, error) {
 		outbox.PruneLoop(deps.DB),
 	}
 	for _, l := range loops {
+		if l.Interval < leastBudget {
+			l.Budget = leastBudget
+		}
 		if err := group.Register(l); err != nil {
 			return nil, err
 		}
@@ -55,8 +62,7 @@ func later(note string) func(context.Context) (tick.Result, error) {
 
 func newStuck(registry prometheus.Registerer) (prometheus.Gauge, error) {
 	g := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "certctl_stuck_rows", Help: "Rows that are not final and that nobody has worked on for a while after their time.",
-		ConstLabels: prometheus.Labels{"service": name},
+		Name: "certctl_stuck_rows", Help: "Rows that are not final and that nobody has worked on for an hour after their time.",
 	})
 	if registry == nil {
 		return g, nil

@@ -35,7 +35,7 @@ func newLoops(cfg Config, deps Deps, c *core.Core, st *store.Store) (*tick.Group
 		},
 		{
 			Name: "job processor", Description: "takes jobs to their next step", Interval: cfg.JobProcessorInterval,
-			Budget: sweepBudget, Run: watched(c, st, deps.Now, stuck), Kick: kicks.Jobs.C(),
+			Budget: sweepBudget, Run: c.WorkJobs, Kick: kicks.Jobs.C(),
 		},
 		{
 			Name: "job retry", Description: "opens fresh jobs for certificates whose last job failed", Interval: cfg.JobRetryInterval,
@@ -48,6 +48,14 @@ func newLoops(cfg Config, deps Deps, c *core.Core, st *store.Store) (*tick.Group
 		idle("notification process", "sends notifications", cfg.NotificationProcessInterval),
 		idle("notification retry", "sends failed notifications again", cfg.NotificationRetryInterval),
 		idle("digest", "sends the daily digest", cfg.DigestInterval),
+		{
+			Name: "due watch", Description: "wakes the slower loops at the time of their work, and counts stuck rows", Interval: cfg.JobProcessorInterval,
+			Run: watched(c, st, deps.Now, stuck),
+		},
+		{
+			Name: "task cancellation", Description: "takes back tasks of jobs that have ended", Interval: cfg.JobProcessorInterval,
+			Budget: sweepBudget, Run: c.CancelTasks, Kick: kicks.Cancellations.C(),
+		},
 		{
 			Name: "idempotency key prune", Description: "forgets idempotency keys older than a day", Interval: time.Hour,
 			Run: func(ctx context.Context) (tick.Result, error) {
@@ -75,10 +83,10 @@ func idle(loop, description string, interval time.Duration) tick.Loop {
 	}
 }
 
-// watched is the job processor with the count of stuck rows.
+// watched is the due watch with the count of stuck rows.
 func watched(c *core.Core, st *store.Store, now func() time.Time, stuck prometheus.Gauge) func(context.Context) (tick.Result, error) {
 	return func(ctx context.Context) (tick.Result, error) {
-		r, err := c.WorkJobs(ctx)
+		r, err := c.Watch(ctx)
 		if err != nil || ctx.Err() != nil {
 			return r, err
 		}

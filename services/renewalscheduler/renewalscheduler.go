@@ -119,15 +119,16 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	if deps.Log == nil {
 		deps.Log = zap.NewNop()
 	}
-	if deps.Now == nil {
-		deps.Now = time.Now
-	}
 	if p := deps.Peers; p.Inventory == nil || p.Issuance == nil || p.Audit == nil {
 		return nil, errors.New("renewalscheduler: a connection to a peer is missing")
 	}
+	// Without a clock of a test leases go by the database's, which all replicas share.
 	st, err := store.New(deps.DB, deps.Now)
 	if err != nil {
 		return nil, fmt.Errorf("renewalscheduler: %w", err)
+	}
+	if deps.Now == nil {
+		deps.Now = time.Now
 	}
 	c, err := newCore(cfg, deps, st)
 	if err != nil {

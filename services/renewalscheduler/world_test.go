@@ -25,6 +25,7 @@ import (
 	"github.com/certctl/certctl/pkg/secretbox"
 	"github.com/certctl/certctl/pkg/testpg"
 	"github.com/certctl/certctl/pkg/testrpc"
+	"github.com/certctl/certctl/pkg/tick"
 	auditv1 "github.com/certctl/certctl/proto/gen/go/certctl/audit/v1"
 	eventv1 "github.com/certctl/certctl/proto/gen/go/certctl/event/v1"
 	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
@@ -517,7 +518,7 @@ func (s *site) job(id string, status schedulerv1.Job_Status, and ...func(*schedu
 				return false
 			}
 		}
-		return true
+		return s.jobs(id)[0].GetId() == found.GetId()
 	})
 	require.True(s.t, ok, "wanted %s, the jobs of %s are %v", status, id, s.jobs(id))
 	return found
@@ -585,7 +586,8 @@ func (s *site) actions(id string) (out []string) {
 // eventually waits for a condition.
 func eventually(t testing.TB, condition func() bool) bool {
 	t.Helper()
-	ticker := time.NewTicker(often) //nolint:forbidigo // a test waits for what other goroutines do
+	ticker, err := tick.New(often, 0)
+	require.NoError(t, err)
 	defer ticker.Stop()
 	end := time.Now().Add(patient)
 	for !condition() {

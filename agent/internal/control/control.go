@@ -22,6 +22,7 @@ import (
 
 	"github.com/certctl/certctl/agent/internal/identity"
 	"github.com/certctl/certctl/pkg/errs"
+	"github.com/certctl/certctl/pkg/secretbox"
 )
 
 // maxMessage bounds what is received, bytes.
@@ -88,9 +89,20 @@ func roots(caFile string) (*x509.CertPool, error) {
 // bearer adds the credential, when there is one.
 type bearer struct{ id *identity.Store }
 
+type credentialKey struct{}
+
+// With has calls made under the context use this credential, instead of the newest one: who needs to know which credential the
+// server has judged fixes it first.
+func With(ctx context.Context, c secretbox.Secret) context.Context {
+	return context.WithValue(ctx, credentialKey{}, c)
+}
+
 // GetRequestMetadata implements credentials.PerRPCCredentials.
-func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	c := b.id.Credential()
+func (b bearer) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
+	c, fixed := ctx.Value(credentialKey{}).(secretbox.Secret)
+	if !fixed {
+		c = b.id.Credential()
+	}
 	if c.IsZero() {
 		return nil, nil
 	}

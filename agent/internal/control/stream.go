@@ -3,58 +3,71 @@ package control
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
 
+	"github.com/certctl/certctl/pkg/run"
+	"github.com/certctl/certctl/pkg/secretbox"
 	"github.com/certctl/certctl/pkg/tick"
 	agentv1 "github.com/certctl/certctl/proto/gen/go/certctl/agent/v1"
 )
 
-// defaultHeartbeat is used until the server says how often.
-const defaultHeartbeat = 30 * time.Second
+const (
+	// defaultHeartbeat is used until the server says how often.
+	defaultHeartbeat = 30 * time.Second
+	// minHeartbeat bounds how often the server may ask for heartbeats.
+	minHeartbeat = time.Second
+	// welcomeTimeout bounds the wait for the answer to a hello.
+	welcomeTimeout = 20 * time.Second
+	// settled is how long a stream must have lived for the next one to be tried without growing pauses: a server that takes
+	// streams and drops them again is not to be pressed.
+	settled = 10 * time.Second
+	// maxDrain bounds for how long the server may send an agent away.
+	maxDrain = 5 * time.Minute
+)
+
+// errEnded says that the stream has ended; why comes from the receiver.
+var errEnded = errors.New("the stream has ended")
 
 // Stream keeps the agent present at the server and passes its hints on. Work never travels on it.
 type Stream struct {
 	Client agentv1.AgentServiceClient
 	Host   *agentv1.HostInfo
 	Log    *zap.Logger
+	// Credential gives the newest credential.
+	Credential func() secretbox.Secret
 	// Work is called when there may be work: after each connect and with each hint.
 	Work func()
 	// Rotate is called when the server asks for a rotation of the credential.
 	Rotate func()
-	// Refused is called when the server refuses the credential; nil means that it is worth another try at once.
-	Refused func(ctx context.Context, cause error) error
+	// Refused is called when the server refuses a credential. It answers whether there is another one to try at once.
+	Refused func(ctx context.Context, credential secretbox.Secret, cause error) (bool, error)
 
-	session   string
-	connected atomic.Bool
+	session  string
+	welcomed time.Time
 }
-
-// Connected tells whether the stream is up.
-func (s *Stream) Connected() bool { return s.connected.Load() }
 
 // Run connects again and again until ctx ends or the agent is retired (ErrRetired).
 func (s *Stream) Run(ctx context.Context) error {
 	s.session = rand.Text()
 	var pause Backoff
 	for ctx.Err() == nil {
-		wait, err := s.once(ctx, &pause)
+		credential := s.Credential()
+		s.welcomed = time.Time{}
+		wait, err := s.once(With(ctx, credential))
+		if !s.welcomed.IsZero() && time.Since(s.welcomed) > settled {
+			pause.Reset()
+		}
 		if ctx.Err() != nil {
 			return nil
 		}
 		if err != nil {
-			if Retired(err) {
-				return ErrRetired
+			if wait, err = s.lost(ctx, credential, err, &pause); err != nil {
+				return err
 			}
-			if Unauthenticated(err) {
-				if err := s.Refused(ctx, err); err != nil {
-					return err
-				}
-			}
-			wait = pause.Next()
-			s.Log.Warn("connection to the server lost", zap.Error(err), zap.Duration("retry_in", wait))
 		}
 		if !Wait(ctx, wait) {
 			return nil
@@ -63,23 +76,68 @@ func (s *Stream) Run(ctx context.Context) error {
 	return nil
 }
 
+// lost decides what follows the unwanted end of a stream: an error is the end of the agent.
+func (s *Stream) lost(ctx context.Context, credential secretbox.Secret, cause error, pause *Backoff) (time.Duration, error) {
+	if Retired(cause) {
+		return 0, ErrRetired
+	}
+	if Unauthenticated(cause) {
+		another, err := s.Refused(ctx, credential, cause)
+		if err != nil {
+			return 0, err
+		}
+		if another {
+			s.Log.Info("connecting again with another credential")
+			return 0, nil
+		}
+	}
+	wait := pause.Next()
+	s.Log.Warn("connection to the server lost", zap.Error(cause), zap.Duration("retry_in", wait))
+	return wait, nil
+}
+
 // once holds one stream until it ends. It answers how long to wait before the next one.
-func (s *Stream) once(parent context.Context, pause *Backoff) (time.Duration, error) {
-	ctx, cancel := context.WithCancel(parent)
+func (s *Stream) once(ctx context.Context) (time.Duration, error) {
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := s.Client.Connect(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("connect: %w", err)
 	}
-	hello := &agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_Hello{Hello: &agentv1.Hello{Host: s.Host, SessionId: s.session}}}
-	if err := stream.Send(hello); err != nil {
-		_, err = stream.Recv() // says why
-		return 0, fmt.Errorf("connect: %w", err)
-	}
-	defer s.connected.Store(false)
 	messages := make(chan *agentv1.ConnectResponse)
-	ended := make(chan error, 1)
-	go receive(ctx, stream, messages, ended)
+	received := run.Go(func() error {
+		defer close(messages)
+		return receive(ctx, stream, messages)
+	})
+	wait, err := s.converse(stream, messages)
+	cancel()
+	if cause := <-received; errors.Is(err, errEnded) {
+		return 0, fmt.Errorf("stream ended: %w", cause)
+	}
+	return wait, err
+}
+
+// receive passes messages on until the stream or ctx ends.
+func receive(ctx context.Context, stream agentv1.AgentService_ConnectClient, out chan<- *agentv1.ConnectResponse) error {
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		select {
+		case out <- m:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// converse says hello and sends heartbeats; it is the only one that sends. A Send that fails is not looked at: the stream
+// has ended then, and the receiver knows why.
+func (s *Stream) converse(stream agentv1.AgentService_ConnectClient, messages <-chan *agentv1.ConnectResponse) (time.Duration, error) {
+	_ = stream.Send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_Hello{Hello: &agentv1.Hello{Host: s.Host, SessionId: s.session}}})
+	patience := time.NewTimer(welcomeTimeout)
+	defer patience.Stop()
 	beat, err := tick.New(defaultHeartbeat, tick.DefaultJitter)
 	if err != nil {
 		return 0, err
@@ -87,50 +145,55 @@ func (s *Stream) once(parent context.Context, pause *Backoff) (time.Duration, er
 	defer func() { beat.Stop() }()
 	for {
 		select {
-		case err := <-ended:
-			return 0, fmt.Errorf("stream ended: %w", err)
+		case <-patience.C:
+			return 0, fmt.Errorf("the server has not answered within %s", welcomeTimeout)
 		case <-beat.C:
-			// A failed Send ends the stream; the receiver says why.
 			_ = stream.Send(&agentv1.ConnectRequest{Message: &agentv1.ConnectRequest_Heartbeat{Heartbeat: &agentv1.Heartbeat{}}})
-		case m := <-messages:
+		case m, ok := <-messages:
 			switch m := m.GetMessage().(type) {
 			case *agentv1.ConnectResponse_Welcome:
-				pause.Reset()
-				s.connected.Store(true)
-				if d := m.Welcome.GetHeartbeatInterval().AsDuration(); d > 0 {
-					beat.Stop()
-					if beat, err = tick.New(d, tick.DefaultJitter); err != nil {
-						return 0, err
-					}
+				patience.Stop()
+				beat.Stop()
+				if beat, err = tick.New(heartbeat(m.Welcome), tick.DefaultJitter); err != nil {
+					return 0, err
 				}
-				s.Log.Info("connected", zap.String("server_version", m.Welcome.GetServerVersion()))
-				s.Work()
+				s.welcome(m.Welcome)
 			case *agentv1.ConnectResponse_WorkHint:
 				s.Work()
 			case *agentv1.ConnectResponse_RotateHint:
 				s.Rotate()
 			case *agentv1.ConnectResponse_Drain:
-				s.Log.Info("the server asks to connect again", zap.Duration("after", m.Drain.GetReconnectAfter().AsDuration()))
-				return m.Drain.GetReconnectAfter().AsDuration(), nil
+				return s.drain(m.Drain), nil
 			case *agentv1.ConnectResponse_Retired:
 				return 0, ErrRetired
+			}
+			if !ok {
+				return 0, errEnded
 			}
 		}
 	}
 }
 
-// receive passes messages on until the stream ends; it never outlives ctx.
-func receive(ctx context.Context, stream agentv1.AgentService_ConnectClient, out chan<- *agentv1.ConnectResponse, ended chan<- error) {
-	for {
-		m, err := stream.Recv()
-		if err != nil {
-			ended <- err
-			return
-		}
-		select {
-		case out <- m:
-		case <-ctx.Done():
-			return
-		}
+func heartbeat(w *agentv1.Welcome) time.Duration {
+	d := w.GetHeartbeatInterval().AsDuration()
+	if d <= 0 {
+		return defaultHeartbeat
 	}
+	return max(d, minHeartbeat)
+}
+
+func (s *Stream) welcome(w *agentv1.Welcome) {
+	s.welcomed = time.Now()
+	s.Log.Info("connected", zap.String("server_version", w.GetServerVersion()))
+	s.Work() // what was hinted while there was no stream
+}
+
+// drain answers how long to stay away. Without a word from the server the waits of a fleet must differ all the same.
+func (s *Stream) drain(d *agentv1.Drain) time.Duration {
+	after := min(d.GetReconnectAfter().AsDuration(), maxDrain)
+	if after <= 0 {
+		after = new(Backoff).Next()
+	}
+	s.Log.Info("the server asks to connect again", zap.Duration("after", after))
+	return after
 }

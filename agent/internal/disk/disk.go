@@ -7,12 +7,16 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 )
+
+// staged is how the names of files begin that are not in place yet.
+const staged = ".new-"
 
 // Write replaces a file by rename, with the given mode, and waits until file and directory are on disk.
 func Write(path string, data []byte, mode fs.FileMode) error {
 	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, ".new-*")
+	f, err := os.CreateTemp(dir, staged+"*")
 	if err != nil {
 		return fmt.Errorf("stage %s: %w", filepath.Base(path), err)
 	}
@@ -56,13 +60,59 @@ func Remove(paths ...string) error {
 	return errors.Join(all...)
 }
 
+// Sweep removes what a crash in the middle of Write left in a directory. Nothing may be written to it meanwhile.
+func Sweep(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("list directory: %w", err)
+	}
+	var left []string
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), staged) && e.Type().IsRegular() {
+			left = append(left, filepath.Join(dir, e.Name()))
+		}
+	}
+	if err := Remove(left...); err != nil {
+		return fmt.Errorf("remove what a crash left: %w", err)
+	}
+	return nil
+}
+
+// HomeDir makes the directory that the others are in. The mode of one that is there already is the operator's, and stays;
+// but one that everybody may write to is refused: others could put their own directories in the place of ours.
+func HomeDir(path string) error {
+	if err := makeDir(path); err != nil {
+		return err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("look at directory: %w", err)
+	}
+	if info.Mode().Perm()&0o002 != 0 {
+		return fmt.Errorf("everybody may write to %s: give the agent a directory of its own", path)
+	}
+	return nil
+}
+
 // PrivateDir makes a directory that only we can look into, or makes an existing one so.
 func PrivateDir(path string) error {
-	if err := os.MkdirAll(path, 0o700); err != nil {
-		return fmt.Errorf("make directory: %w", err)
+	if err := makeDir(path); err != nil {
+		return err
 	}
-	if err := os.Chmod(path, 0o700); err != nil {
+	if err := os.Chmod(path, 0o700); err != nil { //nolint:gosec // a directory needs its x
 		return fmt.Errorf("close directory to others: %w", err)
 	}
 	return nil
+}
+
+// makeDir waits until a new directory is on disk: a file in it is worth nothing without.
+func makeDir(path string) error {
+	_, err := os.Stat(path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return fmt.Errorf("make directory: %w", err)
+	}
+	return Sync(filepath.Dir(path))
 }

@@ -1,5 +1,4 @@
-// Package journal remembers on disk what became of each assignment until the server has taken the report, so that an
-// assignment that comes again is answered and not done again.
+// Package journal remembers on disk what assignments led to, so that one that comes again is answered and not done again.
 package journal
 
 import (
@@ -29,6 +28,9 @@ type Journal struct{ dir string }
 // Open makes the directory if need be and drops what is out of date.
 func Open(dir string) (*Journal, error) {
 	if err := disk.PrivateDir(dir); err != nil {
+		return nil, err
+	}
+	if err := disk.Sweep(dir); err != nil {
 		return nil, err
 	}
 	j := &Journal{dir: dir}
@@ -61,7 +63,7 @@ func (j *Journal) Put(r *agentv1.ReportAssignmentRequest) error {
 func (j *Journal) Get(assignmentID string) (*agentv1.ReportAssignmentRequest, error) {
 	path, err := j.path(assignmentID)
 	if err != nil {
-		return nil, err
+		return nil, nil //nolint:nilerr // under such an id nothing was ever stored
 	}
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -30,8 +30,12 @@ import (
 	"github.com/certctl/certctl/pkg/secretbox"
 )
 
-// ErrNotFound says that the host has no such key.
-var ErrNotFound = errors.New("no such key on this host")
+var (
+	// ErrNotFound says that the host has no such key.
+	ErrNotFound = errors.New("no such key on this host")
+	// ErrRefused says that a request for a key cannot be met however often it is repeated.
+	ErrRefused = errors.New("refused")
+)
 
 // Algorithm of a key.
 type Algorithm string
@@ -56,6 +60,19 @@ func Open(dir string) (*Store, error) {
 	if err := disk.PrivateDir(dir); err != nil {
 		return nil, err
 	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("list keys: %w", err)
+	}
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
+		// What a crash left there may be half a key.
+		if err := disk.Sweep(filepath.Join(dir, e.Name())); err != nil {
+			return nil, err
+		}
+	}
 	return &Store{dir: dir}, nil
 }
 
@@ -64,7 +81,7 @@ var safeName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
 
 func (s *Store) folder(certificateID string) (string, error) {
 	if !safeName.MatchString(certificateID) {
-		return "", fmt.Errorf("certificate id %q cannot be a folder's name", certificateID)
+		return "", fmt.Errorf("%w: certificate id %q cannot be a folder's name", ErrRefused, certificateID)
 	}
 	return filepath.Join(s.dir, certificateID), nil
 }
@@ -76,18 +93,18 @@ func (s *Store) Make(certificateID, assignmentID string, a Algorithm) (crypto.Si
 		return nil, err
 	}
 	if !safeName.MatchString(assignmentID) {
-		return nil, fmt.Errorf("assignment id %q cannot be a file's name", assignmentID)
+		return nil, fmt.Errorf("%w: assignment id %q cannot be a file's name", ErrRefused, assignmentID)
 	}
 	path := filepath.Join(folder, assignmentID+extension)
 	key, err := load(path)
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return key, err
 	}
-	if err := disk.PrivateDir(folder); err != nil {
-		return nil, err
-	}
 	key, err = generate(a)
 	if err != nil {
+		return nil, err
+	}
+	if err := disk.PrivateDir(folder); err != nil {
 		return nil, err
 	}
 	der, err := x509.MarshalPKCS8PrivateKey(key)
@@ -119,7 +136,7 @@ func generate(a Algorithm) (crypto.Signer, error) {
 		_, key, err := ed25519.GenerateKey(rand.Reader)
 		return key, err
 	default:
-		return nil, fmt.Errorf("key algorithm %q is not known to this agent; update the agent", a)
+		return nil, fmt.Errorf("%w: key algorithm %q is not known to this agent; update the agent", ErrRefused, a)
 	}
 }
 

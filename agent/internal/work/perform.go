@@ -38,8 +38,9 @@ type failure struct {
 
 func fail(r *agentv1.ReportAssignmentRequest, f failure) {
 	if len(f.message) > maxMessage {
-		f.message = strings.ToValidUTF8(f.message[:maxMessage], "") + " …"
+		f.message = f.message[:maxMessage] + " …"
 	}
+	f.message = strings.ToValidUTF8(f.message, "?") // commands print what they like; a message must be UTF-8
 	r.Report = &agentv1.ReportAssignmentRequest_Failure{Failure: &agentv1.Failure{
 		Problem: &typev1.Problem{Reason: f.reason, Message: f.message}, Step: f.step, RolledBack: f.rolledBack, Permanent: f.permanent,
 		ServedFingerprintSha256: f.served,
@@ -54,7 +55,7 @@ func (w *Worker) createCSR(assignmentID string, c *agentv1.CreateCsr, r *agentv1
 	key, err := w.Keys.Make(c.GetCertificateId(), assignmentID, algorithm)
 	if err != nil {
 		log.Error("key not made", zap.Error(err))
-		fail(r, failure{reason: "KEY_NOT_MADE", message: err.Error()})
+		fail(r, failure{reason: "KEY_NOT_MADE", message: err.Error(), permanent: errors.Is(err, keystore.ErrRefused)})
 		return
 	}
 	template, err := csrTemplate(c.GetNames())
@@ -102,8 +103,7 @@ func (w *Worker) deploy(ctx context.Context, d *agentv1.Deploy, r *agentv1.Repor
 	key, err := w.Keys.Find(d.GetCertificateId(), d.GetPublicKeySha256())
 	if err != nil {
 		log.Error("no key for the certificate", zap.Error(err))
-		fail(r, failure{reason: "KEY_NOT_FOUND", step: string(target.StepPreflight), permanent: errors.Is(err, keystore.ErrNotFound),
-			message: "this host does not have the private key of the version; renew the certificate, which makes a new one: " + err.Error()})
+		fail(r, keyFailure(err))
 		return
 	}
 	started := time.Now()
@@ -116,6 +116,9 @@ func (w *Worker) deploy(ctx context.Context, d *agentv1.Deploy, r *agentv1.Repor
 	for _, warning := range result.Warnings {
 		log.Warn("deployment warning", zap.String("warning", warning))
 	}
+	if ctx.Err() != nil {
+		return // the agent ends; the result says no more than that
+	}
 	if err != nil {
 		log.Error("deployment failed", zap.Error(err), zap.String("step", string(result.Step)), zap.String("outcome", string(result.Outcome)), zap.String("output", result.Output))
 		fail(r, deployFailure(err, result))
@@ -127,6 +130,18 @@ func (w *Worker) deploy(ctx context.Context, d *agentv1.Deploy, r *agentv1.Repor
 	if err := w.Keys.Prune(d.GetCertificateId(), d.GetPublicKeySha256(), oldKeys); err != nil {
 		log.Warn("old keys not removed", zap.Error(err))
 	}
+}
+
+func keyFailure(err error) failure {
+	f := failure{reason: "KEY_NOT_FOUND", step: string(target.StepPreflight), message: err.Error()}
+	switch {
+	case errors.Is(err, keystore.ErrNotFound):
+		f.message = "this host does not have the private key of the version; renew the certificate, which makes a new one: " + f.message
+		f.permanent = true
+	case errors.Is(err, keystore.ErrRefused):
+		f.permanent = true
+	}
+	return f
 }
 
 func deployFailure(err error, result target.Result) failure {

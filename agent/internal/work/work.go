@@ -3,7 +3,6 @@ package work
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -20,16 +19,18 @@ import (
 )
 
 const (
-	// concurrency bounds how many assignments are worked on at once.
-	concurrency = 8
-	// batch is how many assignments are asked for at once.
+	// keySlots and targetSlots bound how many assignments are worked on at once. They are apart so that a new key, which
+	// takes a moment, never waits for deployments, which may take minutes.
+	keySlots    = 4
+	targetSlots = 8
+	// batch is how many assignments are asked for at once, and with how many in hand no more are asked for.
 	batch = 64
 	// sweep is how often work is asked for that nobody hinted at.
 	sweep = time.Minute
+	// pruning is how often results are dropped that nobody can ask for any more.
+	pruning = 24 * time.Hour
 	// callTimeout bounds one call to the server.
 	callTimeout = 20 * time.Second
-	// progressEvery is how often the lease of long work is extended.
-	progressEvery = 15 * time.Second
 )
 
 // Deps is what the worker works with.
@@ -44,15 +45,24 @@ type Deps struct {
 // Worker fetches assignments, does them and reports.
 type Worker struct {
 	Deps
-	kick *tick.Kicker
+	kick          *tick.Kicker
+	keys, targets chan struct{}
 
-	mu      sync.Mutex
-	running map[string]bool // by assignment id
+	mu sync.Mutex
+	// tasks are in hand, by assignment id.
+	tasks map[string]*task
+	// done were reported since work was last asked for: the answer to that question may still hold them.
+	done map[string]bool
+	// waiting says that work was left at the server because there was enough in hand.
+	waiting bool
 }
 
 // New makes a worker.
 func New(deps Deps) *Worker {
-	return &Worker{Deps: deps, kick: tick.NewKicker(), running: make(map[string]bool)}
+	return &Worker{
+		Deps: deps, kick: tick.NewKicker(), keys: make(chan struct{}, keySlots), targets: make(chan struct{}, targetSlots),
+		tasks: make(map[string]*task), done: make(map[string]bool),
+	}
 }
 
 // Kick says that there may be work.
@@ -61,48 +71,96 @@ func (w *Worker) Kick() { w.kick.Kick() }
 // Run works until ctx ends. What runs then is ended by its own context; the journals of engine and worker take it up at
 // the next start.
 func (w *Worker) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return w.prune(ctx) })
+	g.Go(func() error { return w.fetchLoop(ctx, g) })
+	return g.Wait()
+}
+
+func (w *Worker) prune(ctx context.Context) error {
+	t, err := tick.New(pruning, tick.DefaultJitter)
+	if err != nil {
+		return err
+	}
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+		if err := w.Journal.Prune(time.Now()); err != nil {
+			w.Log.Warn("old results not removed", zap.Error(err))
+		}
+	}
+}
+
+// fetchLoop asks for work when it is hinted at, now and then without a hint, and again soon when asking failed.
+func (w *Worker) fetchLoop(ctx context.Context, g *errgroup.Group) error {
 	t, err := tick.New(sweep, tick.DefaultJitter)
 	if err != nil {
 		return err
 	}
 	defer t.Stop()
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(concurrency + 1)
-	g.Go(func() error {
-		for {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-w.kick.C():
-			case <-t.C:
-			}
-			if err := w.fetch(ctx, g); err != nil {
-				if control.Retired(err) {
-					return control.ErrRetired
-				}
-				w.Log.Warn("asking for work failed; it is asked for again", zap.Error(err))
-			}
+	var pause control.Backoff
+	var retry <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-w.kick.C():
+		case <-t.C:
+		case <-retry:
 		}
-	})
-	return g.Wait()
+		retry = nil
+		err := w.fetch(ctx, g)
+		switch {
+		case err == nil:
+			pause.Reset()
+		case control.Retired(err):
+			return control.ErrRetired
+		case ctx.Err() == nil:
+			wait := pause.Next()
+			retry = time.After(wait)
+			w.Log.Warn("asking for work failed", zap.Error(err), zap.Duration("retry_in", wait))
+		}
+	}
 }
 
-// fetch asks for all open work and starts what is not running yet.
+// fetch asks for open work and starts what is not in hand yet.
 func (w *Worker) fetch(ctx context.Context, g *errgroup.Group) error {
-	after := int64(0)
-	for {
+	w.forget()
+	for after := int64(0); !w.full(); {
 		list, err := w.list(ctx, after)
 		if err != nil {
 			return err
 		}
+		last := after
 		for _, a := range list.GetAssignments() {
-			after = max(after, a.GetRevision())
-			w.start(ctx, g, a)
+			last = max(last, a.GetRevision())
+			w.take(ctx, g, a)
 		}
-		if !list.GetMore() || len(list.GetAssignments()) == 0 {
+		if !list.GetMore() || last == after {
 			return nil
 		}
+		after = last
 	}
+	return nil
+}
+
+// forget is called before work is asked for: the answer knows of all that was reported until now.
+func (w *Worker) forget() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	clear(w.done)
+}
+
+// full tells whether there is enough in hand; then the end of some of it leads to another fetch.
+func (w *Worker) full() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.waiting = len(w.tasks) >= batch
+	return w.waiting
 }
 
 func (w *Worker) list(ctx context.Context, after int64) (*agentv1.ListAssignmentsResponse, error) {
@@ -115,138 +173,43 @@ func (w *Worker) list(ctx context.Context, after int64) (*agentv1.ListAssignment
 	return list, nil
 }
 
-func (w *Worker) start(ctx context.Context, g *errgroup.Group, a *agentv1.Assignment) {
+// take starts an assignment. One that is in hand already only gets its newest lease: it is reported under that.
+func (w *Worker) take(ctx context.Context, g *errgroup.Group, a *agentv1.Assignment) {
 	w.mu.Lock()
-	busy := w.running[a.GetId()]
-	w.running[a.GetId()] = true
-	w.mu.Unlock()
-	if busy {
+	defer w.mu.Unlock()
+	if t := w.tasks[a.GetId()]; t != nil {
+		t.lease, t.leaseEnd = a.GetLeaseId(), a.GetLeaseEndTime().AsTime()
+		t.offered.Kick()
 		return
 	}
+	if w.done[a.GetId()] {
+		return
+	}
+	t := newTask(a)
+	w.tasks[a.GetId()] = t
 	g.Go(func() error {
-		defer func() {
-			w.mu.Lock()
-			delete(w.running, a.GetId())
-			w.mu.Unlock()
-		}()
-		err := w.do(ctx, a)
+		defer w.drop(t)
+		err := w.do(ctx, t)
 		if control.Retired(err) {
 			return control.ErrRetired
 		}
 		if err != nil && ctx.Err() == nil {
 			// The lease ends and the server offers the work again.
-			w.Log.Warn("assignment not reported; the server will offer it again", zap.String("assignment_id", a.GetId()), zap.Error(err))
+			w.Log.Warn("assignment not reported", zap.String("assignment_id", a.GetId()), zap.Error(err))
 		}
 		return nil
 	})
 }
 
-// do works on one assignment and reports, with its lease kept alive meanwhile.
-func (w *Worker) do(ctx context.Context, a *agentv1.Assignment) error {
-	log := w.Log.With(zap.String("assignment_id", a.GetId()), zap.Int32("attempt", a.GetAttempt()))
-	report, err := w.remembered(a)
-	if err != nil {
-		return err
+// drop takes a task out of hand.
+func (w *Worker) drop(t *task) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.tasks[t.GetId()] == t {
+		delete(w.tasks, t.GetId())
 	}
-	if report == nil {
-		workCtx, cancel := context.WithCancel(ctx)
-		kept := make(chan struct{})
-		go func() {
-			defer close(kept)
-			w.keepLease(workCtx, a)
-		}()
-		report = w.perform(workCtx, a, log)
-		cancel()
-		<-kept
-		if ctx.Err() != nil {
-			return ctx.Err() // ended in the middle: no result, the work is taken up at the next start
-		}
-		if err := w.Journal.Put(report); err != nil {
-			return err
-		}
+	if w.waiting {
+		w.waiting = false
+		w.kick.Kick()
 	}
-	return w.report(ctx, report)
-}
-
-// remembered answers the stored result of a CSR that was made already. A deployment is done again: the engine sees what is
-// in place, changes nothing that is right, and looks again at what is served.
-func (w *Worker) remembered(a *agentv1.Assignment) (*agentv1.ReportAssignmentRequest, error) {
-	if a.GetCreateCsr() == nil {
-		return nil, nil
-	}
-	r, err := w.Journal.Get(a.GetId())
-	if err != nil || r.GetCsr() == nil {
-		return nil, err
-	}
-	r.LeaseId = a.GetLeaseId()
-	return r, nil
-}
-
-func (w *Worker) perform(ctx context.Context, a *agentv1.Assignment, log *zap.Logger) *agentv1.ReportAssignmentRequest {
-	report := &agentv1.ReportAssignmentRequest{AssignmentId: a.GetId(), LeaseId: a.GetLeaseId()}
-	switch work := a.GetWork().(type) {
-	case *agentv1.Assignment_CreateCsr:
-		w.createCSR(a.GetId(), work.CreateCsr, report, log)
-	case *agentv1.Assignment_Deploy:
-		w.deploy(ctx, work.Deploy, report, log)
-	case *agentv1.Assignment_Verify:
-		w.verify(ctx, work.Verify, report, log)
-	default:
-		fail(report, failure{reason: "UNKNOWN_WORK", message: "this agent is too old for this kind of work; update it", permanent: true})
-	}
-	return report
-}
-
-// keepLease extends the lease until ctx ends.
-func (w *Worker) keepLease(ctx context.Context, a *agentv1.Assignment) {
-	t, err := tick.New(progressEvery, tick.DefaultJitter)
-	if err != nil {
-		return // the interval is a constant above zero
-	}
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
-			w.progress(ctx, a)
-		}
-	}
-}
-
-func (w *Worker) progress(ctx context.Context, a *agentv1.Assignment) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	_, err := w.Client.ReportAssignment(ctx, &agentv1.ReportAssignmentRequest{AssignmentId: a.GetId(), LeaseId: a.GetLeaseId(),
-		Report: &agentv1.ReportAssignmentRequest_Progress{Progress: &agentv1.Progress{Step: "working"}}})
-	if err != nil && ctx.Err() == nil {
-		w.Log.Warn("lease not extended", zap.String("assignment_id", a.GetId()), zap.Error(err))
-	}
-}
-
-// report sends the result until the server has it, refuses it, or ctx ends.
-func (w *Worker) report(ctx context.Context, r *agentv1.ReportAssignmentRequest) error {
-	var pause control.Backoff
-	for {
-		err := w.reportOnce(ctx, r)
-		if err == nil || control.Retired(err) || !worthAnotherTry(err) {
-			return err
-		}
-		if !control.Wait(ctx, pause.Next()) {
-			return errors.Join(ctx.Err(), err)
-		}
-	}
-}
-
-func (w *Worker) reportOnce(ctx context.Context, r *agentv1.ReportAssignmentRequest) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	answer, err := w.Client.ReportAssignment(ctx, r)
-	if err != nil {
-		return fmt.Errorf("report: %w", err)
-	}
-	if answer.GetStale() {
-		w.Log.Info("report came too late, the server has moved on", zap.String("assignment_id", r.GetAssignmentId()))
-	}
-	return nil
 }

@@ -69,8 +69,27 @@ func Status(err error) int {
 	return errs.From(err).Kind().HTTPStatus()
 }
 
+// noter is a http.ResponseWriter that wants to know why a request was not answered as asked.
+type noter interface{ NoteError(err error) }
+
+// note tells the error to the innermost noter.
+func note(w http.ResponseWriter, err error) {
+	for {
+		if n, ok := w.(noter); ok {
+			n.NoteError(err)
+			return
+		}
+		outer, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			return
+		}
+		w = outer.Unwrap()
+	}
+}
+
 // Write answers an error.
 func Write(w http.ResponseWriter, err error) {
+	note(w, err)
 	e := errs.From(err)
 	h := w.Header()
 	for _, name := range []string{"Content-Length", "ETag", "Location", "Trailer", "Transfer-Encoding"} {

@@ -20,7 +20,6 @@ import (
 	"github.com/certctl/certctl/gateway/internal/limit"
 	"github.com/certctl/certctl/gateway/internal/route"
 	"github.com/certctl/certctl/pkg/errs"
-	"github.com/certctl/certctl/pkg/mutation"
 	"github.com/certctl/certctl/pkg/rpc"
 	"github.com/certctl/certctl/pkg/run"
 	agentv1 "github.com/certctl/certctl/proto/gen/go/certctl/agent/v1"
@@ -29,7 +28,7 @@ import (
 // Metadata that inventory reads of agents' calls.
 const (
 	// CredentialMetadata has the agent's credential, which the gateway passes on and does not know.
-	CredentialMetadata = "certctl-credential"
+	CredentialMetadata = "certctl-credential" //nolint:gosec // the name of it, not one
 	// PeerAddressMetadata has the address that the agent calls from, without the port.
 	PeerAddressMetadata = "certctl-peer-address"
 )
@@ -148,7 +147,7 @@ func (p *Proxy) requests(ss grpc.ServerStream, cs grpc.ClientStream) error {
 		if proto.Size(&m) > p.cfg.MaxMessage {
 			return errs.New(errs.ResourceExhausted, "MESSAGE_TOO_LARGE", "the message is larger than %d bytes", p.cfg.MaxMessage)
 		}
-		if err := cs.SendMsg(&m); err != nil {
+		if cs.SendMsg(&m) != nil {
 			return nil // the service has ended the call; answers tells how
 		}
 	}
@@ -159,7 +158,7 @@ func answers(ss grpc.ServerStream, cs grpc.ClientStream) error {
 	if err != nil {
 		return err //nolint:wrapcheck // the client gets the status as it is
 	}
-	if err := ss.SetHeader(shown(header)); err != nil {
+	if err := ss.SendHeader(shown(header)); err != nil { // at once: a stream can be silent for long
 		return err //nolint:wrapcheck // the call has ended
 	}
 	for {
@@ -186,7 +185,7 @@ func outgoing(ctx context.Context, method *route.RPC) context.Context {
 	in, _ := metadata.FromIncomingContext(ctx)
 	out := metadata.MD{}
 	if !method.Agent {
-		for _, key := range []string{mutation.KeyMetadata, mutation.IfMatchMetadata} {
+		for _, key := range []string{rpc.MetadataIdempotencyKey, rpc.MetadataIfMatch} {
 			if v := in.Get(key); len(v) > 0 {
 				out.Set(key, v[0])
 			}

@@ -56,6 +56,9 @@ func checkMediaType(h http.Header) error {
 // at once, by the names that the fields have in the body.
 func checkBody(rpc *route.RPC, body []byte) (fields []string, err error) {
 	if len(bytes.TrimSpace(body)) == 0 {
+		if rpc.Body != "" && rpc.Body != "*" { // grpc-gateway would make an empty resource of it
+			return nil, errs.Field("", "there is no body: want the %s as JSON", rpc.Body)
+		}
 		return nil, nil
 	}
 	if rpc.Body == "" {

@@ -22,7 +22,7 @@ import (
 	"github.com/certctl/certctl/gateway/internal/problem"
 	"github.com/certctl/certctl/gateway/internal/route"
 	"github.com/certctl/certctl/pkg/errs"
-	"github.com/certctl/certctl/pkg/mutation"
+	"github.com/certctl/certctl/pkg/rpc"
 	"github.com/certctl/certctl/pkg/rpcctx"
 	auditv1 "github.com/certctl/certctl/proto/gen/go/certctl/audit/v1"
 	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
@@ -200,7 +200,7 @@ func format(u *url.URL, rpc *route.RPC) (path, rawQuery string, err error) {
 }
 
 // forwarded are the headers of a request that services see, as metadata of the same name.
-func forwarded() []string { return []string{mutation.KeyMetadata, mutation.IfMatchMetadata} }
+func forwarded() []string { return []string{rpc.MetadataIdempotencyKey, rpc.MetadataIfMatch} }
 
 func allowed(in http.Header) http.Header {
 	out := make(http.Header)

@@ -229,7 +229,7 @@ func invisible(r rune) bool {
 	return r == utf8.RuneError || !unicode.IsPrint(r) || unicode.Is(unicode.Variation_Selector, r)
 }
 
-func notLDH(r rune) bool { return !('a' <= r && r <= 'z' || '0' <= r && r <= '9' || r == '-') }
+func notLDH(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' }
 
 func isDigits(s string) bool { return strings.Trim(s, "0123456789") == "" }
 

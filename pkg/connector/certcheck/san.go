@@ -122,12 +122,16 @@ func parseGeneralName(tag cbasn1.Tag, value []byte) (san, error) {
 		return san{"URI", u}, wrapName("URI", err)
 	case cbasn1.Tag(tagIP).ContextSpecific():
 		return parseIPBytes(value)
+	default:
+		return san{}, fmt.Errorf("it has a subject alternative name of a kind that is not issued (%s)", kindOf(tag))
 	}
-	kind, ok := generalNames[uint8(tag)&^0xa0]
-	if !ok {
-		kind = fmt.Sprintf("tag %d", uint8(tag))
+}
+
+func kindOf(tag cbasn1.Tag) string {
+	if kind, ok := generalNames[uint8(tag)&^0xa0]; ok {
+		return kind
 	}
-	return san{}, fmt.Errorf("it has a subject alternative name of a kind that is not issued (%s)", kind)
+	return fmt.Sprintf("tag %d", uint8(tag))
 }
 
 func parseIPBytes(value []byte) (san, error) {

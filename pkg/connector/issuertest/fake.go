@@ -321,8 +321,9 @@ func (f *Fake) place(ctx context.Context, r issuer.SubmitRequest, plan Plan, pla
 	var refused error
 	err := f.store.update(func(s *fakeState) error {
 		s.Counts[submits+r.OrderID]++
-		if refused = planned; refused != nil {
-			return nil
+		refused = planned
+		if planned != nil {
+			return nil //nolint:nilerr // the call counts although it is refused; the plan's error goes out beside
 		}
 		if known := s.of(r.OrderID); len(known) > 0 && !f.config.Forgetful {
 			out = known[0].current()

@@ -284,7 +284,9 @@ func testCRL(t *testing.T, s Suite) {
 	if !ok {
 		t.Skip("does not sign CRLs")
 	}
-	chain, err := i.(issuer.ChainProvider).Chain(t.Context())
+	provider, ok := i.(issuer.ChainProvider)
+	require.True(t, ok, "who signs CRLs gives the chain that verifies them")
+	chain, err := provider.Chain(t.Context())
 	require.NoError(t, err)
 	now := time.Now().UTC().Truncate(time.Second)
 	der, err := signer.SignCRL(t.Context(), issuer.CRLRequest{

@@ -195,9 +195,6 @@ func checkNames(leaf *x509.Certificate, names []string, serverName string) error
 	return nil
 }
 
-// wipe clears the copy of the key.
-func (b *bundle) wipe() { clear(b.key) }
-
 func fingerprints(list []*x509.Certificate) []string {
 	prints := make([]string, len(list))
 	for i, c := range list {

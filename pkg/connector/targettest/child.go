@@ -98,7 +98,7 @@ func DeployAs(t testing.TB, uid uint32, journal string, r target.Request) string
 	path, program := filepath.Join(dir, "order.json"), filepath.Join(dir, "test")
 	binary, err := os.ReadFile(os.Args[0]) // the binary may stand where only root can go
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(program, binary, 0o755)) //nolint:gosec // another user must run it
+	require.NoError(t, os.WriteFile(program, binary, 0o755)) // another user must run it
 	require.NoError(t, os.WriteFile(path, data, 0o600))
 	require.NoError(t, os.Chown(path, int(uid), int(uid)))
 	require.NoError(t, os.Chown(dir, int(uid), int(uid)))

@@ -295,7 +295,8 @@ func rollback(t *testing.T, b *bench) {
 			require.Equal(t, AfterSwap(step), result.RollbackVerified, step)
 		}
 		b.serves(t, b.old)
-		require.Equal(t, looks, [2]os.FileMode{stat(t, b.Fullchain).Mode(), stat(t, b.Key).Mode()})
+		now := [2]os.FileMode{stat(t, b.Fullchain).Mode(), stat(t, b.Key).Mode()}
+		require.Equal(t, looks, now)
 		b.clean(t)
 	}
 }

@@ -34,7 +34,7 @@ func Unprivileged() (Account, error) {
 			return Account{Name: name, uid: uint32(uid), gid: uint32(gid), drop: true}, nil
 		}
 	}
-	return Account{}, errors.New("Postgres does not run as root, and there is no user postgres or nobody to run it as: " +
+	return Account{}, errors.New("to run Postgres as root is not possible, and there is no user postgres or nobody to run it as: " +
 		"start certctl as an ordinary user, or add a user postgres")
 }
 

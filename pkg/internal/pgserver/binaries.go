@@ -94,8 +94,8 @@ func onPath(ctx context.Context) []Binaries {
 	if err != nil {
 		return nil
 	}
-	if real, err := filepath.EvalSymlinks(program); err == nil {
-		program = real // initdb finds its share directory relative to the real place
+	if target, err := filepath.EvalSymlinks(program); err == nil {
+		program = target // initdb finds its share directory relative to the real place
 	}
 	return inspectAll(ctx, []string{filepath.Dir(program)})
 }

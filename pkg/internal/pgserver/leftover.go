@@ -77,8 +77,8 @@ func serves(pid int, dataDir string) bool {
 	if err != nil {
 		return false
 	}
-	real, err := filepath.EvalSymlinks(dataDir)
-	return err == nil && cwd == real
+	dir, err := filepath.EvalSymlinks(dataDir)
+	return err == nil && cwd == dir
 }
 
 func gone(ctx context.Context, pid int, dataDir string, within time.Duration) bool {

@@ -97,7 +97,7 @@ func Start(cfg Config) (*Server, error) {
 }
 
 func (c Config) args() []string {
-	settings := map[string]string{
+	settings := map[string]string{ //nolint:gosec // password_encryption names an algorithm
 		"listen_addresses":        "",
 		"port":                    strconv.Itoa(c.port()),
 		"unix_socket_directories": c.SocketDir,

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -20,13 +21,21 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: protodeps DIRECTORY")
 		os.Exit(2)
 	}
-	if err := print(os.Args[1]); err != nil {
+	if err := printAll(os.Args[1]); err != nil {
 		fmt.Fprintln(os.Stderr, "protodeps:", err)
 		os.Exit(1)
 	}
 }
 
-func print(dir string) error {
+func printAll(dir string) (err error) {
+	if err := os.MkdirAll(dir, 0o750); err != nil { //nolint:gosec // a tool of the build writes where its caller says
+		return err
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, root.Close()) }()
 	printer := &protoprint.Printer{}
 	files := []protoreflect.FileDescriptor{
 		annotations.File_google_api_annotations_proto,
@@ -38,19 +47,19 @@ func print(dir string) error {
 		options.File_protoc_gen_openapiv2_options_openapiv2_proto,
 	}
 	for _, fd := range files {
-		if err := printFile(printer, dir, fd); err != nil {
+		if err := printFile(printer, root, fd); err != nil {
 			return fmt.Errorf("print %s: %w", fd.Path(), err)
 		}
 	}
 	return nil
 }
 
-func printFile(printer *protoprint.Printer, dir string, fd protoreflect.FileDescriptor) error {
-	path := filepath.Join(dir, filepath.FromSlash(fd.Path()))
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+func printFile(printer *protoprint.Printer, root *os.Root, fd protoreflect.FileDescriptor) error {
+	path := filepath.FromSlash(fd.Path())
+	if err := root.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 		return err
 	}
-	f, err := os.Create(path)
+	f, err := root.Create(path)
 	if err != nil {
 		return err
 	}

@@ -88,7 +88,7 @@ func (c config) check() error {
 	plan.CheckPath(&v, "certificate_path", c.CertificatePath, false)
 	plan.CheckPath(&v, "combined_path", c.CombinedPath, false)
 	plan.CheckDistinct(&v, c.files())
-	c.Ownership.Check(&v)
+	c.Check(&v)
 	checkCommand(&v, c.Command)
 	return v.Err()
 }

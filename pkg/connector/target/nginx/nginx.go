@@ -118,7 +118,7 @@ func read(raw json.RawMessage) (config, error) {
 	plan.CheckPath(&v, "nginx_path", c.NginxPath, false)
 	plan.CheckDirectory(&v, "prefix", c.Prefix)
 	plan.CheckDistinct(&v, c.files())
-	c.Ownership.Check(&v)
+	c.Check(&v)
 	return c, v.Err()
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/structpb"
@@ -13,6 +14,7 @@ import (
 	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/page"
 	auditv1 "github.com/certctl/certctl/proto/gen/go/certctl/audit/v1"
+	eventv1 "github.com/certctl/certctl/proto/gen/go/certctl/event/v1"
 	typev1 "github.com/certctl/certctl/proto/gen/go/certctl/type/v1"
 	"github.com/certctl/certctl/services/audit/internal/core"
 	"github.com/certctl/certctl/services/audit/internal/store"
@@ -156,9 +158,9 @@ func toProto(e *core.Event) *auditv1.Event {
 }
 
 // fromRecord makes an event of a delivered record. The id is the outbox event's, so that a repeat is seen.
-func fromRecord(id string, at time.Time, requestID string, r *auditv1.Record) (*core.Event, error) {
-	if r.GetAction() == "" {
-		return nil, errs.Field("action", "is missing")
+func fromRecord(d *eventv1.Event, r *auditv1.Record) (*core.Event, error) {
+	if err := checkRecord(d, r); err != nil {
+		return nil, err
 	}
 	data, err := json.Marshal(r.GetData().AsMap())
 	if err != nil {
@@ -169,8 +171,31 @@ func fromRecord(id string, at time.Time, requestID string, r *auditv1.Record) (*
 		outcome = auditv1.Event_SUCCESS
 	}
 	return &core.Event{
-		ID: "evt-" + id, Time: at.UTC().Truncate(time.Microsecond), ActorType: r.GetActor().GetType().String(), ActorID: r.GetActor().GetId(),
+		ID: "evt-" + d.GetId(), Time: d.GetTime().AsTime().Truncate(time.Microsecond), ActorType: r.GetActor().GetType().String(), ActorID: r.GetActor().GetId(),
 		Action: r.GetAction(), ResourceType: r.GetResource().GetType(), ResourceID: r.GetResource().GetId(),
-		Outcome: outcome.String(), RequestID: requestID, Data: data,
+		Outcome: outcome.String(), RequestID: d.GetRequestId(), Data: data,
 	}, nil
+}
+
+// checkRecord finds what the table would refuse: one event that cannot be stored must not hold up all that come after it.
+func checkRecord(d *eventv1.Event, r *auditv1.Record) error {
+	var v errs.Violations
+	if r.GetAction() == "" {
+		v.Add("action", "is missing")
+	}
+	if _, known := auditv1.Event_Outcome_name[int32(r.GetOutcome())]; !known {
+		v.Add("outcome", "%d is unknown", r.GetOutcome())
+	}
+	if err := d.GetTime().CheckValid(); err != nil {
+		v.Add("time", "is missing or out of range")
+	}
+	for field, text := range map[string]string{
+		"actor.id": r.GetActor().GetId(), "action": r.GetAction(), "resource.type": r.GetResource().GetType(),
+		"resource.id": r.GetResource().GetId(), "request_id": d.GetRequestId(),
+	} {
+		if strings.ContainsRune(text, 0) {
+			v.Add(field, "has a NUL byte")
+		}
+	}
+	return v.Err()
 }

@@ -40,5 +40,5 @@ func decode(e *eventv1.Event) (*core.Event, error) {
 	if err := e.GetPayload().UnmarshalTo(record); err != nil {
 		return nil, err
 	}
-	return fromRecord(e.GetId(), e.GetTime().AsTime(), e.GetRequestId(), record)
+	return fromRecord(e, record)
 }

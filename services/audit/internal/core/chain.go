@@ -177,6 +177,16 @@ func (v *Verifier) End(s Sealer, head Anchor) *Fault {
 		Message: fmt.Sprintf("the chain ends at event %d, its anchor says %d: events at the end, or the anchor, were changed", v.last.Sequence, head.Sequence)}
 }
 
+// NotBefore checks that the chain does not end before its newest checkpoint: an old end that was put back has a MAC that
+// fits, but not all the events that were verified once.
+func (v *Verifier) NotBefore(newest Anchor) *Fault {
+	if newest.Sequence <= v.last.Sequence {
+		return nil
+	}
+	return &Fault{Sequence: v.last.Sequence + 1, Reason: ReasonHead,
+		Message: fmt.Sprintf("the chain ends at event %d, but was verified up to %d: events at the end were removed", v.last.Sequence, newest.Sequence)}
+}
+
 // Last is the last place that fitted.
 func (v *Verifier) Last() Anchor { return v.last }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/page"
 	"github.com/certctl/certctl/pkg/pg"
 	"github.com/certctl/certctl/pkg/revision"
@@ -284,7 +285,8 @@ type Report struct {
 	Last core.Anchor
 }
 
-// Verify walks the events from first to last (0: from the start, to the end) as they stand at one moment.
+// Verify walks the events from first to last (0: from the start, to the end) as they stand at one moment. A first one
+// after the end of the chain is an Invalid error on first_sequence.
 func (s *Store) Verify(ctx context.Context, first, last int64) (Report, error) {
 	var r Report
 	err := s.db.TxOptions(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(ctx context.Context, tx pgx.Tx) error {
@@ -308,6 +310,9 @@ func (s *Store) VerifyNew(ctx context.Context) (Report, error) {
 }
 
 func (s *Store) verify(ctx context.Context, tx pgx.Tx, first, last int64) (Report, error) {
+	if err := checkStart(ctx, tx, first); err != nil {
+		return Report{}, err
+	}
 	start, err := place(ctx, tx, first-1)
 	if err != nil {
 		return Report{}, err
@@ -317,14 +322,41 @@ func (s *Store) verify(ctx context.Context, tx pgx.Tx, first, last int64) (Repor
 	if err != nil {
 		return Report{}, err
 	}
-	if fault == nil && last == 0 {
-		head, err := readHead(ctx, tx)
-		if err != nil {
+	// A walk that ends before its last event came to the end of the chain, or to where somebody cut it off.
+	if fault == nil && (last == 0 || v.Last().Sequence < last) {
+		if fault, err = s.verifyEnd(ctx, tx, v); err != nil {
 			return Report{}, err
 		}
-		fault = v.End(s.sealer, head)
 	}
 	return Report{Checked: v.Checked(), Fault: fault, Last: v.Last()}, nil
+}
+
+// checkStart refuses to begin after everything that the chain ever had: that would find a broken end in any chain.
+func checkStart(ctx context.Context, q querier, first int64) error {
+	var end int64
+	err := q.QueryRow(ctx, `SELECT greatest((SELECT max(sequence) FROM events), (SELECT max(sequence) FROM checkpoints), (SELECT sequence FROM head), 0)`).Scan(&end)
+	if err != nil {
+		return fmt.Errorf("read the length of the chain: %w", err)
+	}
+	if first > end+1 {
+		return errs.Field("first_sequence", "must not be above %d: the chain ends at event %d", end+1, end)
+	}
+	return nil
+}
+
+func (s *Store) verifyEnd(ctx context.Context, q querier, v *core.Verifier) (*core.Fault, error) {
+	head, err := readHead(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	if fault := v.End(s.sealer, head); fault != nil {
+		return fault, nil
+	}
+	a, ok, err := checkpointBefore(ctx, q, 0)
+	if err != nil || !ok {
+		return nil, err
+	}
+	return v.NotBefore(a), nil
 }
 
 // place answers the anchor of an event that a partial walk starts after.

@@ -1,7 +1,6 @@
 package store_test
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -14,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/testpg"
 	"github.com/certctl/certctl/services/audit/internal/core"
 	"github.com/certctl/certctl/services/audit/internal/store"
@@ -187,6 +187,74 @@ func TestAChainMadeAnewDoesNotFitItsCheckpoint(t *testing.T) {
 	require.EqualValues(t, 4, r.Fault.Sequence)
 }
 
+func TestACutOffEndIsSeenAlsoByAWalkWithALastEvent(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.append(t, 6)
+	for _, last := range []int64{6, 100} {
+		r, err := b.store.Verify(t.Context(), 0, last)
+		require.NoError(t, err)
+		require.Nil(t, r.Fault)
+		require.EqualValues(t, 6, r.Checked)
+	}
+	b.tamper(t, `DELETE FROM audit.events WHERE sequence > 4`)
+	for _, last := range []int64{5, 6, 100} {
+		r, err := b.store.Verify(t.Context(), 2, last)
+		require.NoError(t, err)
+		require.NotNil(t, r.Fault, "a walk to %d", last)
+		require.EqualValues(t, 5, r.Fault.Sequence)
+	}
+	r, err := b.store.Verify(t.Context(), 2, 4)
+	require.NoError(t, err)
+	require.Nil(t, r.Fault, "what was asked for is whole")
+}
+
+func TestAnOldEndThatWasPutBackIsSeen(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.append(t, 3)
+	b.tamper(t, `CREATE TABLE audit.old_head AS SELECT * FROM audit.head`)
+	b.append(t, 3)
+	r, err := b.store.VerifyNew(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, b.store.AddCheckpoint(t.Context(), r.Last))
+	b.tamper(t, `DELETE FROM audit.events WHERE sequence > 3`)
+	b.tamper(t, `UPDATE audit.head AS h SET sequence = o.sequence, hash = o.hash, time = o.time, mac = o.mac FROM audit.old_head AS o`)
+	for name, verify := range map[string]func() (store.Report, error){
+		"all": func() (store.Report, error) { return b.store.Verify(t.Context(), 0, 0) },
+		"new": func() (store.Report, error) { return b.store.VerifyNew(t.Context()) },
+	} {
+		r, err := verify()
+		require.NoError(t, err, name)
+		require.NotNil(t, r.Fault, name)
+		require.EqualValues(t, 4, r.Fault.Sequence, name)
+		require.Equal(t, core.ReasonHead, r.Fault.Reason, name)
+	}
+}
+
+func TestAWalkBeginsWithinTheChain(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for _, first := range []int64{0, 1} {
+		r, err := b.store.Verify(t.Context(), first, 0)
+		require.NoError(t, err)
+		require.Nil(t, r.Fault, "an empty chain is whole")
+	}
+	b.append(t, 6)
+	for first, checked := range map[int64]int64{1: 6, 6: 1, 7: 0} {
+		r, err := b.store.Verify(t.Context(), first, 0)
+		require.NoError(t, err)
+		require.Nil(t, r.Fault, "a walk from %d", first)
+		require.Equal(t, checked, r.Checked, "a walk from %d", first)
+	}
+	_, err := b.store.Verify(t.Context(), 8, 0)
+	require.Equal(t, errs.Invalid, errs.KindOf(err))
+	b.tamper(t, `DELETE FROM audit.head`)
+	r, err := b.store.Verify(t.Context(), 5, 0)
+	require.NoError(t, err)
+	require.NotNil(t, r.Fault)
+}
+
 func TestOnlyWhatIsNewIsVerifiedAfterACheckpoint(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -210,7 +278,7 @@ func TestTheServiceItselfCannotRewriteTheRecord(t *testing.T) {
 	for _, sql := range []string{`UPDATE events SET actor_id = 'x'`, `DELETE FROM events`, `TRUNCATE events`, `DELETE FROM checkpoints`} {
 		_, err := db.Pool.Exec(t.Context(), sql)
 		var refused *pgconn.PgError
-		require.True(t, errors.As(err, &refused), "%s: %v", sql, err)
+		require.ErrorAs(t, err, &refused, sql)
 		require.Equal(t, "42501", refused.Code, sql)
 	}
 }

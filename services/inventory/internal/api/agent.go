@@ -25,10 +25,10 @@ import (
 )
 
 // CredentialMetadata carries the agent's bearer credential, as the gateway has received it.
-const CredentialMetadata = "certctl-credential"
+const CredentialMetadata = "certctl-credential" //nolint:gosec // the name of a header, no credential
 
 // addressMetadata carries the address from which the gateway was called.
-const addressMetadata = "certctl-client-address"
+const addressMetadata = "certctl-peer-address"
 
 // agents is the service for agents.
 type agents struct {

@@ -83,7 +83,7 @@ func Table() rpc.AuthzTable {
 		{inventoryv1.StatsService_ServiceDesc, read, nil},
 		{inventoryv1.InventoryInternalService_ServiceDesc, peer, nil},
 		{eventv1.EventSinkService_ServiceDesc, peer, nil},
-		{eventv1.RevisionService_ServiceDesc, peer, nil},
+		{eventv1.RevisionService_ServiceDesc, rpc.Allow(append(peer.Roles, read.Roles...)...), nil},
 		{agentv1.AgentService_ServiceDesc, agent, nil},
 	} {
 		for _, m := range methodsOf(g.desc) {

@@ -676,6 +676,9 @@ func revocationOf(id, reason string, at time.Time, versions []store.Version) *in
 	}
 }
 
+// tellTimeout bounds how long a revocation waits for a CA that is slow.
+const tellTimeout = 5 * time.Second
+
 // tellIssuance tells the CA at once, so that a CRL is right when the answer is. It changes the answer to REVOKED when that
 // worked; that it did not is no error.
 func (c *Core) tellIssuance(ctx context.Context, r *inventoryv1.Revocation) {
@@ -683,7 +686,9 @@ func (c *Core) tellIssuance(ctx context.Context, r *inventoryv1.Revocation) {
 	for _, v := range r.GetVersions() {
 		serials = append(serials, v.GetSerialNumber())
 	}
-	answer, err := c.issuance.RevokeVersions(ctx, &issuancev1.RevokeVersionsRequest{
+	callCtx, cancel := context.WithTimeout(ctx, tellTimeout)
+	defer cancel()
+	answer, err := c.issuance.RevokeVersions(callCtx, &issuancev1.RevokeVersionsRequest{
 		CertificateId: r.GetCertificateId(), SerialNumbers: serials,
 		Reason:         typev1.RevocationReason(typev1.RevocationReason_value[r.GetReason()]),
 		RevocationTime: r.GetRevocationTime(),

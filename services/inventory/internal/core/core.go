@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"math/rand/v2"
 	"regexp"
 	"strings"
 	"time"
@@ -21,6 +20,7 @@ import (
 	"github.com/certctl/certctl/pkg/page"
 	"github.com/certctl/certctl/pkg/rpcctx"
 	"github.com/certctl/certctl/pkg/secretbox"
+	"github.com/certctl/certctl/pkg/tick"
 	issuancev1 "github.com/certctl/certctl/proto/gen/go/certctl/issuance/v1"
 	renewalschedulerv1 "github.com/certctl/certctl/proto/gen/go/certctl/renewalscheduler/v1"
 	typev1 "github.com/certctl/certctl/proto/gen/go/certctl/type/v1"
@@ -202,10 +202,7 @@ func actor(ctx context.Context) *typev1.Actor { return auditlog.Actor(rpcctx.Act
 // jitterShare is how much of a wait is random, either way.
 const jitterShare = 0.2
 
-func jittered(d time.Duration) time.Duration {
-	spread := float64(d) * jitterShare
-	return d + time.Duration(spread*(2*rand.Float64()-1))
-}
+func jittered(d time.Duration) time.Duration { return tick.Jittered(d, jitterShare) }
 
 // backoff is the wait after the given number of failed tries.
 func (c *Core) backoff(attempt int32) time.Duration {

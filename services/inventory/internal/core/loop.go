@@ -16,7 +16,7 @@ const (
 	// keepAssignments is how long ended work can be looked at, and a repeated report be told from a wrong one.
 	keepAssignments = 7 * 24 * time.Hour
 	// stuckAfter is how late a due row may be looked at before it counts as stuck.
-	stuckAfter = 15 * time.Minute
+	stuckAfter = time.Hour
 )
 
 // inChunks calls work until it has nothing left, or the budget of the run is over: the rest is due in the next run.

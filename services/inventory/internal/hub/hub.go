@@ -3,11 +3,17 @@
 package hub
 
 import (
-	"math/rand/v2"
 	"sync"
 	"time"
 
+	"github.com/certctl/certctl/pkg/tick"
 	"github.com/certctl/certctl/services/inventory/internal/store"
+)
+
+// An agent whose stream ends comes back after 0.6 to 5.4 seconds.
+const (
+	reconnectAfter  = 3 * time.Second
+	reconnectJitter = 0.8
 )
 
 // End says why the server ends a stream.
@@ -224,4 +230,4 @@ func (h *Hub) signalDrained() {
 }
 
 // ReconnectAfter is a random wait for an agent whose stream the server ends, so that a fleet does not come back at once.
-func ReconnectAfter() time.Duration { return time.Second + rand.N(4*time.Second) }
+func ReconnectAfter() time.Duration { return tick.Jittered(reconnectAfter, reconnectJitter) }

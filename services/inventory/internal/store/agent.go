@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"fmt"
 	"time"
 )
 
@@ -51,10 +50,10 @@ func (t *Tx) InsertAgent(ctx context.Context, a Agent) error {
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'OFFLINE')`,
 		a.ID, a.Name, a.InstanceID, a.Hostname, a.OS, a.Architecture, a.Version, pairs(a.Labels), list(a.Capabilities))
 	if err != nil {
-		return fmt.Errorf("insert agent: %w", err)
+		return wrap("insert agent", err)
 	}
 	if _, err := t.q.Exec(ctx, `INSERT INTO mailboxes (agent_id) VALUES ($1)`, a.ID); err != nil {
-		return fmt.Errorf("insert mailbox: %w", err)
+		return wrap("insert mailbox", err)
 	}
 	return nil
 }
@@ -65,7 +64,7 @@ func (t *Tx) ReenrollAgent(ctx context.Context, a Agent) error {
  capabilities = $8, reenroll_until = NULL, update_time = now(), revision = revision + 1 WHERE id = $1`,
 		a.ID, a.InstanceID, a.Hostname, a.OS, a.Architecture, a.Version, pairs(a.Labels), list(a.Capabilities))
 	if err != nil {
-		return fmt.Errorf("re-enrol agent: %w", err)
+		return wrap("re-enrol agent", err)
 	}
 	return nil
 }
@@ -74,7 +73,7 @@ func (t *Tx) ReenrollAgent(ctx context.Context, a Agent) error {
 func (t *Tx) AllowReenrollment(ctx context.Context, id string, until time.Time) error {
 	_, err := t.q.Exec(ctx, `UPDATE agents SET reenroll_until = $2, update_time = now(), revision = revision + 1 WHERE id = $1`, id, until)
 	if err != nil {
-		return fmt.Errorf("allow re-enrolment: %w", err)
+		return wrap("allow re-enrolment", err)
 	}
 	return nil
 }

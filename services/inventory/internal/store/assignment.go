@@ -87,7 +87,7 @@ func (t *Tx) LeaseAssignments(ctx context.Context, l Lease) ([]Assignment, error
 	_, err := t.q.Exec(ctx, `SELECT d.id FROM deployments d WHERE d.id IN (SELECT s.deployment_id FROM assignments s
  WHERE s.agent_id = $1 AND s.mailbox > $2 AND s.status IN ('OPEN', 'LEASED') ORDER BY s.mailbox LIMIT $3) ORDER BY d.id FOR UPDATE`, l.AgentID, l.After, l.Limit)
 	if err != nil {
-		return nil, fmt.Errorf("lock deployments of mailbox: %w", err)
+		return nil, wrap("lock deployments of mailbox", err)
 	}
 	rows, err := all[Assignment](ctx, t.q, "lease assignments", `UPDATE assignments s SET status = 'LEASED',
  lease_id = CASE WHEN s.status = 'LEASED' AND s.lease_until > now() THEN s.lease_id ELSE gen_random_uuid() END,

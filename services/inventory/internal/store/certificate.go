@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -81,7 +80,7 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, '
 		c.ID, c.Name, c.CommonName, list(c.DNSNames), list(c.IPAddresses), list(c.EmailAddresses), list(c.URIs), c.searchText(),
 		c.IssuerID, c.ProfileID, c.PolicyID, c.KeyAlgorithm, c.Owner, c.Team, c.Environment, pairs(c.Labels))
 	if err != nil {
-		return Certificate{}, fmt.Errorf("insert certificate: %w", err)
+		return Certificate{}, wrap("insert certificate", err)
 	}
 	if err := t.Bind(ctx, c.ID, c.TargetIDs); err != nil {
 		return Certificate{}, err
@@ -97,7 +96,7 @@ func (t *Tx) UpdateCertificate(ctx context.Context, c Certificate) error {
 		c.ID, c.Name, c.CommonName, list(c.DNSNames), list(c.IPAddresses), list(c.EmailAddresses), list(c.URIs), c.searchText(),
 		c.IssuerID, c.ProfileID, c.PolicyID, c.KeyAlgorithm, c.Owner, c.Team, c.Environment, pairs(c.Labels))
 	if err != nil {
-		return fmt.Errorf("update certificate: %w", err)
+		return wrap("update certificate", err)
 	}
 	return nil
 }
@@ -109,7 +108,7 @@ func (t *Tx) Bind(ctx context.Context, certificateID string, targetIDs []string)
 	}
 	_, err := t.q.Exec(ctx, `INSERT INTO certificate_targets (certificate_id, target_id) SELECT $1, unnest($2::text[]) ON CONFLICT DO NOTHING`, certificateID, targetIDs)
 	if err != nil {
-		return fmt.Errorf("bind targets: %w", err)
+		return wrap("bind targets", err)
 	}
 	return nil
 }
@@ -118,7 +117,7 @@ func (t *Tx) Bind(ctx context.Context, certificateID string, targetIDs []string)
 func (t *Tx) Unbind(ctx context.Context, certificateID string, targetIDs []string) error {
 	_, err := t.q.Exec(ctx, `DELETE FROM certificate_targets WHERE certificate_id = $1 AND target_id = ANY($2)`, certificateID, targetIDs)
 	if err != nil {
-		return fmt.Errorf("unbind targets: %w", err)
+		return wrap("unbind targets", err)
 	}
 	return nil
 }

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"fmt"
 	"time"
 )
 
@@ -23,7 +22,7 @@ type Credential struct {
 	AgentStatus string
 }
 
-const credentialColumns = `k.id::text AS id, k.agent_id, k.status, k.join_token_id, k.create_time, a.status AS agent_status`
+const credentialColumns = `k.id::text AS id, k.agent_id, k.status, k.join_token_id, k.create_time, a.status AS agent_status` //nolint:gosec // names of columns
 
 // GetCredential reads a credential by the hash of its secret.
 func (r Reads) GetCredential(ctx context.Context, hash []byte) (Credential, error) {
@@ -51,7 +50,7 @@ func (t *Tx) InsertCredential(ctx context.Context, c Credential, hash []byte) er
 	_, err := t.q.Exec(ctx, `INSERT INTO agent_credentials (id, agent_id, hash, status, join_token_id) VALUES ($1::uuid, $2, $3, 'UNUSED', $4)`,
 		c.ID, c.AgentID, hash, c.JoinTokenID)
 	if err != nil {
-		return fmt.Errorf("insert credential: %w", err)
+		return wrap("insert credential", err)
 	}
 	return nil
 }
@@ -64,7 +63,7 @@ func (t *Tx) ActivateCredential(ctx context.Context, c Credential) (bool, error)
 	}
 	_, err = t.q.Exec(ctx, `UPDATE agent_credentials SET status = 'REVOKED', revoke_time = now() WHERE agent_id = $1 AND id <> $2::uuid AND status <> 'REVOKED'`, c.AgentID, c.ID)
 	if err != nil {
-		return false, fmt.Errorf("revoke other credentials: %w", err)
+		return false, wrap("revoke other credentials", err)
 	}
 	return true, nil
 }
@@ -73,7 +72,7 @@ func (t *Tx) ActivateCredential(ctx context.Context, c Credential) (bool, error)
 func (t *Tx) RevokeUnused(ctx context.Context, agentID string) error {
 	_, err := t.q.Exec(ctx, `UPDATE agent_credentials SET status = 'REVOKED', revoke_time = now() WHERE agent_id = $1 AND status = 'UNUSED'`, agentID)
 	if err != nil {
-		return fmt.Errorf("revoke unused credentials: %w", err)
+		return wrap("revoke unused credentials", err)
 	}
 	return nil
 }
@@ -82,7 +81,7 @@ func (t *Tx) RevokeUnused(ctx context.Context, agentID string) error {
 func (t *Tx) RevokeCredentials(ctx context.Context, agentID string) error {
 	_, err := t.q.Exec(ctx, `UPDATE agent_credentials SET status = 'REVOKED', revoke_time = now() WHERE agent_id = $1 AND status <> 'REVOKED'`, agentID)
 	if err != nil {
-		return fmt.Errorf("revoke credentials: %w", err)
+		return wrap("revoke credentials", err)
 	}
 	return nil
 }
@@ -98,7 +97,7 @@ type JoinToken struct {
 	CreatedBy         string
 }
 
-const joinTokenColumns = `j.id, j.max_uses, j.uses, j.expire_time, j.allow_reenrollment, j.create_time, j.created_by`
+const joinTokenColumns = `j.id, j.max_uses, j.uses, j.expire_time, j.allow_reenrollment, j.create_time, j.created_by` //nolint:gosec // names of columns
 
 // GetJoinToken reads a token by the hash of its secret.
 func (r Reads) GetJoinToken(ctx context.Context, hash []byte) (JoinToken, error) {

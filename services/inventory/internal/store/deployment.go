@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"fmt"
 	"time"
 )
 
@@ -81,7 +80,7 @@ func (t *Tx) InsertDeployment(ctx context.Context, d Deployment) error {
 	_, err := t.q.Exec(ctx, `INSERT INTO deployments (id, certificate_id, target_id, agent_id, status, desired_version, force, due_time, deadline_time, request_key)
 VALUES ($1, $2, $3, $4, 'PENDING', $5, $6, now(), $7, $8)`, d.ID, d.CertificateID, d.TargetID, d.AgentID, d.DesiredVersion, d.Force, d.DeadlineTime, d.RequestKey)
 	if err != nil {
-		return fmt.Errorf("insert deployment: %w", err)
+		return wrap("insert deployment", err)
 	}
 	return nil
 }
@@ -89,7 +88,7 @@ VALUES ($1, $2, $3, $4, 'PENDING', $5, $6, now(), $7, $8)`, d.ID, d.CertificateI
 // DeleteDeployment closes a deployment.
 func (t *Tx) DeleteDeployment(ctx context.Context, id string) error {
 	if _, err := t.q.Exec(ctx, `DELETE FROM deployments WHERE id = $1`, id); err != nil {
-		return fmt.Errorf("delete deployment: %w", err)
+		return wrap("delete deployment", err)
 	}
 	return nil
 }
@@ -121,7 +120,7 @@ func (t *Tx) StartDeployment(ctx context.Context, id string, until time.Time) (b
 // PostponeDeployment sets when the dispatcher looks at a deployment next; its state stays.
 func (t *Tx) PostponeDeployment(ctx context.Context, id string, until time.Time) error {
 	if _, err := t.q.Exec(ctx, `UPDATE deployments SET due_time = $2 WHERE id = $1`, id, until); err != nil {
-		return fmt.Errorf("postpone deployment: %w", err)
+		return wrap("postpone deployment", err)
 	}
 	return nil
 }
@@ -190,7 +189,7 @@ func (t *Tx) NoteProblem(ctx context.Context, id string, s Setback) error {
 	_, err := t.q.Exec(ctx, `UPDATE deployments SET error_reason = $2, error_message = $3, due_time = $4, update_time = now(), revision = revision + 1 WHERE id = $1`,
 		id, s.Reason, s.Message, s.Due)
 	if err != nil {
-		return fmt.Errorf("note problem of deployment: %w", err)
+		return wrap("note problem of deployment", err)
 	}
 	return nil
 }

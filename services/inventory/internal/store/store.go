@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/mutation"
 	"github.com/certctl/certctl/pkg/outbox"
 	"github.com/certctl/certctl/pkg/page"
@@ -160,7 +161,7 @@ func (t *Tx) Notify(n Notice) {
 func (t *Tx) finish(ctx context.Context) error {
 	if len(t.events) > 0 {
 		if err := outbox.Add(ctx, t.tx, t.events...); err != nil {
-			return fmt.Errorf("write events: %w", err)
+			return wrap("write events", err)
 		}
 	}
 	if len(t.notices) > 0 {
@@ -169,7 +170,7 @@ func (t *Tx) finish(ctx context.Context) error {
 			payloads = append(payloads, n.String())
 		}
 		if _, err := t.tx.Exec(ctx, `SELECT pg_notify($1, p) FROM unnest($2::text[]) AS p`, NoticeChannel, payloads); err != nil {
-			return fmt.Errorf("notify replicas: %w", err)
+			return wrap("notify replicas", err)
 		}
 	}
 	if len(t.collections) > 0 {
@@ -354,14 +355,14 @@ func one[T any](ctx context.Context, q querier, what, sql string, args ...any) (
 	var none T
 	rows, err := q.Query(ctx, sql, args...)
 	if err != nil {
-		return none, fmt.Errorf("%s: %w", what, err)
+		return none, wrap(what, err)
 	}
 	v, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[T])
 	if errors.Is(err, pgx.ErrNoRows) {
 		return none, ErrNotFound
 	}
 	if err != nil {
-		return none, fmt.Errorf("%s: %w", what, err)
+		return none, wrap(what, err)
 	}
 	return v, nil
 }
@@ -370,11 +371,11 @@ func one[T any](ctx context.Context, q querier, what, sql string, args ...any) (
 func all[T any](ctx context.Context, q querier, what, sql string, args ...any) ([]T, error) {
 	rows, err := q.Query(ctx, sql, args...)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", what, err)
+		return nil, wrap(what, err)
 	}
 	v, err := pgx.CollectRows(rows, pgx.RowToStructByName[T])
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", what, err)
+		return nil, wrap(what, err)
 	}
 	return v, nil
 }
@@ -383,11 +384,11 @@ func all[T any](ctx context.Context, q querier, what, sql string, args ...any) (
 func column[T any](ctx context.Context, q querier, what, sql string, args ...any) ([]T, error) {
 	rows, err := q.Query(ctx, sql, args...)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", what, err)
+		return nil, wrap(what, err)
 	}
 	v, err := pgx.CollectRows(rows, pgx.RowTo[T])
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", what, err)
+		return nil, wrap(what, err)
 	}
 	return v, nil
 }
@@ -400,7 +401,7 @@ func value[T any](ctx context.Context, q querier, what, sql string, args ...any)
 		return v, ErrNotFound
 	}
 	if err != nil {
-		return v, fmt.Errorf("%s: %w", what, err)
+		return v, wrap(what, err)
 	}
 	return v, nil
 }
@@ -415,7 +416,7 @@ func changed(ctx context.Context, q querier, what, sql string, args ...any) (boo
 func count(ctx context.Context, q querier, what, sql string, args ...any) (int, error) {
 	tag, err := q.Exec(ctx, sql, args...)
 	if err != nil {
-		return 0, fmt.Errorf("%s: %w", what, err)
+		return 0, wrap(what, err)
 	}
 	return int(tag.RowsAffected()), nil
 }
@@ -423,5 +424,24 @@ func count(ctx context.Context, q querier, what, sql string, args ...any) (int, 
 // IsUnique tells whether err is the violation of the named unique constraint or index.
 func IsUnique(err error, constraint string) bool {
 	e, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && e.Code == "23505" && e.ConstraintName == constraint
+	return ok && e.Code == codeUniqueViolation && e.ConstraintName == constraint
+}
+
+// States that Postgres gives for text that it cannot store (PostgreSQL manual, appendix A).
+const (
+	codeNotInRepertoire  = "22021"
+	codeUntranslatable   = "22P05"
+	codeUniqueViolation  = "23505"
+	codeInvalidTextValue = "22P02"
+)
+
+// wrap says what was being done. Text with a NUL character, which Postgres cannot store or compare, is the caller's mistake.
+func wrap(what string, err error) error {
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		switch e.Code {
+		case codeNotInRepertoire, codeUntranslatable, codeInvalidTextValue:
+			return errs.New(errs.Invalid, "INVALID_ARGUMENT", "the request holds text that cannot be stored").Wrap(fmt.Errorf("%s: %w", what, err))
+		}
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }

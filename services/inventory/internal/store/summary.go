@@ -122,7 +122,7 @@ func newSortings() (sortings, error) {
 	} {
 		sorting, err := page.NewSorting(d.id, d.normal, d.columns...)
 		if err != nil {
-			return sortings{}, fmt.Errorf("make sortings: %w", err)
+			return sortings{}, wrap("make sortings", err)
 		}
 		*d.into = sorting
 	}

@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"time"
 )
 
@@ -53,7 +52,7 @@ func (t *Tx) InsertTarget(ctx context.Context, v Target) (Target, error) {
 	_, err := t.q.Exec(ctx, `INSERT INTO targets (id, name, agent_id, type, config, endpoint_address, endpoint_server_name, endpoint_starttls)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`, v.ID, v.Name, v.AgentID, v.Type, v.Config, v.EndpointAddress, v.EndpointServerName, v.EndpointStarttls)
 	if err != nil {
-		return Target{}, fmt.Errorf("insert target: %w", err)
+		return Target{}, wrap("insert target", err)
 	}
 	return t.GetTarget(ctx, v.ID)
 }
@@ -63,7 +62,7 @@ func (t *Tx) UpdateTarget(ctx context.Context, v Target) (Target, error) {
 	_, err := t.q.Exec(ctx, `UPDATE targets SET name = $2, config = $3, endpoint_address = $4, endpoint_server_name = $5, endpoint_starttls = $6,
  update_time = now(), revision = revision + 1 WHERE id = $1`, v.ID, v.Name, v.Config, v.EndpointAddress, v.EndpointServerName, v.EndpointStarttls)
 	if err != nil {
-		return Target{}, fmt.Errorf("update target: %w", err)
+		return Target{}, wrap("update target", err)
 	}
 	return t.GetTarget(ctx, v.ID)
 }
@@ -77,7 +76,7 @@ func (r Reads) CountBindings(ctx context.Context, targetID string) (int32, error
 // DropBindings takes a target off all certificates.
 func (t *Tx) DropBindings(ctx context.Context, targetID string) error {
 	if _, err := t.q.Exec(ctx, `DELETE FROM certificate_targets WHERE target_id = $1`, targetID); err != nil {
-		return fmt.Errorf("drop bindings: %w", err)
+		return wrap("drop bindings", err)
 	}
 	return nil
 }
@@ -85,7 +84,7 @@ func (t *Tx) DropBindings(ctx context.Context, targetID string) error {
 // DeleteTarget removes a target.
 func (t *Tx) DeleteTarget(ctx context.Context, id string) error {
 	if _, err := t.q.Exec(ctx, `DELETE FROM targets WHERE id = $1`, id); err != nil {
-		return fmt.Errorf("delete target: %w", err)
+		return wrap("delete target", err)
 	}
 	return nil
 }

@@ -90,7 +90,7 @@ func AuthzTable() rpc.AuthzTable {
 		issuancev1.IssuanceInternalService_RecordPollResult_FullMethodName:        peers,
 
 		eventv1.EventSinkService_Deliver_FullMethodName:    peers,
-		eventv1.RevisionService_GetRevision_FullMethodName: peers,
+		eventv1.RevisionService_GetRevision_FullMethodName: readers, // the gateway asks in the name of its caller
 	}
 }
 

@@ -100,9 +100,6 @@ type Core struct {
 	checkpoint func(point string) error
 }
 
-// errKilled is what tests return from a checkpoint.
-var errKilled = errors.New("killed at a checkpoint")
-
 // New checks its parts and makes the core.
 func New(cfg Config, deps Deps) (*Core, error) {
 	cfg.setDefaults()

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"net"
 	"sync"
 	"testing"
@@ -32,6 +33,9 @@ import (
 	eventv1 "github.com/certctl/certctl/proto/gen/go/certctl/event/v1"
 	"github.com/certctl/certctl/services/issuance/internal/store"
 )
+
+// errKilled is what a checkpoint returns that kills the process.
+var errKilled = errors.New("killed at a checkpoint")
 
 // peers are the other services.
 type peers struct {
@@ -186,7 +190,7 @@ func (w *world) sweep(db *pg.DB, table *lease.Table, handle lease.Handler) {
 	leases, err := table.Claim(w.ctx, db.Pool, 100, time.Minute)
 	require.NoError(w.t, err)
 	for _, l := range leases {
-		if err := handle(w.ctx, l); err != nil && !Killed(err) {
+		if err := handle(w.ctx, l); err != nil && !errors.Is(err, errKilled) {
 			require.NoError(w.t, err)
 		}
 	}

@@ -35,9 +35,6 @@ type Settings map[string]any
 // Secret text of settings never gets into logs with %v.
 func (Settings) String() string { return "***" }
 
-// IssuerTypes is the list of types, for messages and for what each can do.
-func (c *Core) IssuerTypes() issuer.Types { return c.deps.Types }
-
 // NewIssuer is an issuer to be stored.
 type NewIssuer struct {
 	ID       string

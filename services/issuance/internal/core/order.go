@@ -97,32 +97,42 @@ func problem(o *store.Order, reason, message string) {
 // pend moves an order to PENDING: the CA answers later, asyncpoller watches. The reconciler looks again some time after
 // the deadline, in case the watch was lost.
 func (c *Core) pend(ctx context.Context, o store.Order, fence uuid.NullUUID, retryAfter time.Duration) (store.Order, error) {
+	wait, err := c.pollMaxWait(ctx, o.IssuerID)
+	if err != nil {
+		return store.Order{}, err
+	}
 	first := c.now().Add(max(retryAfter, firstPoll))
 	return c.move(ctx, o, transition{to: Pending, fence: fence,
 		change: func(o *store.Order) {
 			problem(o, "", "")
-			o.DeadlineTime = c.now().Add(c.pollMaxWait(*o))
+			o.DeadlineTime = c.now().Add(wait)
 			o.NextPollTime, o.DueTime = first, o.DeadlineTime.Add(watchGrace)
 		},
 		events: func(o store.Order) []outbox.Event { return []outbox.Event{orderPending(o, first), orderChanged(o)} },
 	})
 }
 
-func (c *Core) pollMaxWait(o store.Order) time.Duration {
-	r, ok := c.known.get(o.IssuerID, o.ProfileID)
-	if ok {
-		if d := c.cfg.PollMaxWaits[r.issuer.Type]; d > 0 {
-			return d
-		}
+// pollMaxWait is how long an order of an issuer is polled.
+func (c *Core) pollMaxWait(ctx context.Context, issuerID string) (time.Duration, error) {
+	if len(c.cfg.PollMaxWaits) == 0 {
+		return c.cfg.PollMaxWait, nil
 	}
-	return c.cfg.PollMaxWait
+	i, err := store.GetIssuer(ctx, c.deps.DB.Pool, issuerID)
+	if d := c.cfg.PollMaxWaits[i.Type]; d > 0 {
+		return d, err
+	}
+	return c.cfg.PollMaxWait, err
 }
 
 // watchAgain gives a pending order whose watch ended without an answer another one. It is still the same order.
 func (c *Core) watchAgain(ctx context.Context, o store.Order) (store.Order, error) {
+	wait, err := c.pollMaxWait(ctx, o.IssuerID)
+	if err != nil {
+		return store.Order{}, err
+	}
 	return c.move(ctx, o, transition{to: Pending, action: "order.watched",
 		change: func(o *store.Order) {
-			o.DeadlineTime = c.now().Add(c.pollMaxWait(*o))
+			o.DeadlineTime = c.now().Add(wait)
 			o.NextPollTime, o.DueTime = c.now(), o.DeadlineTime.Add(watchGrace)
 		},
 		events: func(o store.Order) []outbox.Event { return []outbox.Event{orderPending(o, c.now()), orderChanged(o)} },
@@ -241,15 +251,22 @@ type PollResult struct {
 	NextPollTime   time.Time
 }
 
-// RecordPoll applies what a poll brought. An order that is final already stays as it is.
+// RecordPoll applies what a poll brought. An order that is final already stays as it is; a certificate that comes for one
+// that was given up is put on record, so that what the CA has issued is what the journal knows, and can be revoked.
 func (c *Core) RecordPoll(ctx context.Context, r PollResult) (store.Order, error) {
 	ref, err := decodeReference(r.CAReference)
 	if err != nil {
 		return store.Order{}, err
 	}
 	o, err := c.GetOrder(ctx, r.OrderID)
-	if err != nil || final(o.Status) {
-		return o, err
+	if err != nil {
+		return store.Order{}, err
+	}
+	if final(o.Status) {
+		if r.Outcome == Issued && o.Status != Issued {
+			return o, c.recordLate(ctx, o, r)
+		}
+		return o, nil
 	}
 	if o.Status != Pending && o.Status != Unknown {
 		return store.Order{}, wrongState(o, "polled")
@@ -272,6 +289,29 @@ func (c *Core) RecordPoll(ctx context.Context, r PollResult) (store.Order, error
 		return c.end(ctx, o, uuid.NullUUID{}, Failed, orElse(r.Reason, "POLL_FAILED"), orElse(r.Message, "the order was given up"))
 	}
 	return c.settle(ctx, o, a)
+}
+
+// recordLate puts a certificate on record whose order had ended without it. It is no version of any certificate.
+func (c *Core) recordLate(ctx context.Context, o store.Order, r PollResult) error {
+	_, in, err := c.issuerOf(ctx, o.IssuerID)
+	if err != nil {
+		return err
+	}
+	chain, err := c.checkIssued(ctx, o, answer{instance: in, submission: issuer.Submission{CertificatePEM: []byte(r.CertificatePEM)}})
+	if err != nil {
+		c.log.Warn("a certificate that came too late is not what was asked for", orderFields(o, err)...)
+		return nil
+	}
+	certificate := recordOf(o, chain)
+	return c.deps.DB.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		first, err := store.InsertCertificate(ctx, tx, certificate)
+		if err != nil || !first {
+			return err
+		}
+		return emit(ctx, tx, auditOrder(ctx, o, "order.issued_late", map[string]any{
+			"serial_number": certificate.SerialNumber, "fingerprint_sha256": certificate.Fingerprint,
+		}))
+	})
 }
 
 func orElse(s, fallback string) string {

@@ -4,13 +4,14 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
-	"errors"
+	"encoding/json"
 	"fmt"
 
 	"github.com/google/uuid"
 
 	"github.com/certctl/certctl/pkg/connector/certcheck"
 	"github.com/certctl/certctl/pkg/connector/issuer"
+	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/lease"
 	"github.com/certctl/certctl/services/issuance/internal/store"
 )
@@ -142,12 +143,13 @@ func decodeReference(text string) (issuer.Ref, error) {
 	if text == "" {
 		return nil, nil //nolint:nilnil // no reference is not an error
 	}
+	const most = 64 << 10
+	if len(text) > most {
+		return nil, errs.Field("ca_reference", "has more than %d bytes", most)
+	}
 	ref := issuer.Ref{}
-	if err := jsonUnmarshal(text, &ref); err != nil {
-		return nil, err
+	if err := json.Unmarshal([]byte(text), &ref); err != nil {
+		return nil, errs.Field("ca_reference", "is no JSON object of strings").Wrap(err)
 	}
 	return ref, nil
 }
-
-// Killed tells whether a test killed the process at a checkpoint.
-func Killed(err error) bool { return errors.Is(err, errKilled) }

@@ -3,7 +3,6 @@ package core
 import (
 	"context"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -265,16 +264,4 @@ func (c *Core) revokeRequest(ctx context.Context, row store.Revocation) (issuer.
 
 func revocationFields(r store.Revocation, err error) []zap.Field {
 	return []zap.Field{zap.String("revocation_id", r.ID), logx.ID(logx.KeyIssuer, r.IssuerID), logx.ID(logx.KeyCertificate, r.CertificateID), zap.Error(err)}
-}
-
-// jsonUnmarshal reads a CA reference from a peer.
-func jsonUnmarshal(text string, into any) error {
-	const most = 64 << 10
-	if len(text) > most {
-		return errs.Field("ca_reference", "has more than %d bytes", most)
-	}
-	if err := json.Unmarshal([]byte(text), into); err != nil {
-		return errs.Field("ca_reference", "is no JSON object of strings").Wrap(err)
-	}
-	return nil
 }

@@ -260,17 +260,12 @@ func (c *Core) issue(ctx context.Context, o store.Order, a answer) (store.Order,
 		c.log.Warn("the CA issued something else than what was asked for", orderFields(o, err)...)
 		return c.end(ctx, o, a.fence, Failed, reasonMismatch, clip(err.Error()))
 	}
-	leaf := chain.Leaf
-	sum := sha256.Sum256(leaf.Raw)
+	certificate := recordOf(o, chain)
 	issued := o
 	issued.Status, issued.IssueTime = Issued, c.now()
 	issued.EndTime = issued.IssueTime
-	issued.SerialNumber = issuer.FormatSerial(leaf.SerialNumber)
+	issued.SerialNumber = certificate.SerialNumber
 	issued.ErrorReason, issued.ErrorMessage, issued.NextPollTime, issued.DueTime = "", "", time.Time{}, time.Time{}
-	certificate := store.Certificate{
-		IssuerID: o.IssuerID, SerialNumber: issued.SerialNumber, OrderID: o.ID, CertificateID: o.CertificateID,
-		Fingerprint: hex.EncodeToString(sum[:]), NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter, CertificatePEM: string(chain.CertificatePEM()),
-	}
 	moved := false
 	err = c.deps.DB.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		moved, err = store.IssueOrder(ctx, tx, issued, store.Move{From: sources(Issued), Fence: a.fence}, certificate)
@@ -282,13 +277,23 @@ func (c *Core) issue(ctx context.Context, o store.Order, a answer) (store.Order,
 			certificateIssued(issued, chain.CertificatePEM(), chain.ChainPEM()),
 			orderChanged(issued),
 			auditOrder(ctx, issued, "order.issued", map[string]any{
-				"fingerprint_sha256": certificate.Fingerprint, "not_after": leaf.NotAfter.UTC().Format(time.RFC3339),
+				"fingerprint_sha256": certificate.Fingerprint, "not_after": certificate.NotAfter.UTC().Format(time.RFC3339),
 			}))
 	})
 	if errors.Is(err, store.ErrExists) {
 		return c.end(ctx, o, a.fence, Failed, reasonDuplicate, "the CA answered with a certificate that another order has: "+issued.SerialNumber)
 	}
 	return c.moved(ctx, issued, moved, err)
+}
+
+// recordOf is what the journal keeps of an issued certificate.
+func recordOf(o store.Order, chain certcheck.Chain) store.Certificate {
+	leaf := chain.Leaf
+	sum := sha256.Sum256(leaf.Raw)
+	return store.Certificate{
+		IssuerID: o.IssuerID, SerialNumber: issuer.FormatSerial(leaf.SerialNumber), OrderID: o.ID, CertificateID: o.CertificateID,
+		Fingerprint: hex.EncodeToString(sum[:]), NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter, CertificatePEM: string(chain.CertificatePEM()),
+	}
 }
 
 // moved answers with the order after a compare-and-set: as it was written or, when somebody else was first, as it is.

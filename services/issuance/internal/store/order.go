@@ -204,6 +204,14 @@ INSERT INTO issued_certificates (issuer_id, serial_number, order_id, certificate
 	return n == 1, err
 }
 
+// InsertCertificate stores a certificate without moving its order; false when it, or another of the order, is stored.
+func InsertCertificate(ctx context.Context, q Querier, c Certificate) (bool, error) {
+	n, err := changed(ctx, q, "store certificate", `INSERT INTO issued_certificates (issuer_id, serial_number, order_id, certificate_id,
+ fingerprint_sha256, not_before, not_after, certificate_pem) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING`,
+		c.IssuerID, c.SerialNumber, c.OrderID, c.CertificateID, c.Fingerprint, c.NotBefore, c.NotAfter, c.CertificatePEM)
+	return n == 1, err
+}
+
 func reference(r json.RawMessage) []byte {
 	if len(r) == 0 {
 		return []byte(`{}`)

@@ -33,8 +33,8 @@ func jobMessage(j *store.Job, keys []*store.Key) *renewalschedulerv1.Job {
 		Status:        renewalschedulerv1.Job_Status(renewalschedulerv1.Job_Status_value[string(j.State)]),
 		CertificateId: j.CertificateID,
 		TargetId:      j.TargetID,
-		Attempt:       int32(j.Attempt),     //nolint:gosec // at most 101
-		MaxAttempts:   int32(j.MaxAttempts), //nolint:gosec // at most 100
+		Attempt:       int32(j.Attempt),
+		MaxAttempts:   int32(j.MaxAttempts),
 		DeadlineTime:  timestamp(j.DeadlineTime),
 		Error:         problem(j.Error),
 		RequestedBy:   j.RequestedBy,
@@ -73,7 +73,7 @@ func keyMessage(k *store.Key) *renewalschedulerv1.JobKey {
 
 func policyMessage(p *store.Policy) *renewalschedulerv1.Policy {
 	m := &renewalschedulerv1.Policy{
-		Id: p.ID, Name: p.Name, Automatic: &p.Automatic, MaxAttempts: int32(p.MaxAttempts), //nolint:gosec // at most 100
+		Id: p.ID, Name: p.Name, Automatic: &p.Automatic, MaxAttempts: int32(p.MaxAttempts),
 		AlertDays: p.AlertDays, CreateTime: timestamp(p.CreateTime), UpdateTime: timestamp(p.UpdateTime), Revision: p.Revision,
 	}
 	if p.RenewAtFraction != 0 {

@@ -138,7 +138,7 @@ func size(l store.List, total int) *int32 {
 	if !l.Total {
 		return nil
 	}
-	n := int32(total) //nolint:gosec // far below two thousand million rows
+	n := int32(total)
 	return &n
 }
 
@@ -175,9 +175,9 @@ func (s *internalServer) CountJobs(ctx context.Context, _ *renewalschedulerv1.Co
 	if err != nil {
 		return nil, err
 	}
-	res := &renewalschedulerv1.CountJobsResponse{Jobs: map[string]int32{}, Stuck: int32(stuck)} //nolint:gosec // a count of rows
+	res := &renewalschedulerv1.CountJobsResponse{Jobs: map[string]int32{}, Stuck: int32(stuck)}
 	for state, n := range counts {
-		res.Jobs[state] = int32(n) //nolint:gosec // a count of rows
+		res.Jobs[state] = int32(n)
 	}
 	return res, nil
 }

@@ -163,7 +163,7 @@ func (c *Core) attachCSR(ctx context.Context, tx *store.Tx, j *store.Job, rec *i
 		}
 	}
 	i := slices.IndexFunc(keys, func(k *store.Key) bool { return k.AgentID == "" })
-	if i < 0 || keys[i].CsrPEM != "" && !(keys[i].State == store.KeyFailed) || keys[i].State == store.KeyDone {
+	if i < 0 || keys[i].CsrPEM != "" && keys[i].State != store.KeyFailed || keys[i].State == store.KeyDone {
 		return c.jobOpen(ctx, tx, j.CertificateID)
 	}
 	if j.ApprovedBy == me {

@@ -55,7 +55,7 @@ type Deps struct {
 
 // Kicks start loops at once.
 type Kicks struct {
-	Renewals, Jobs, Retries, Deadlines *tick.Kicker
+	Renewals, Jobs, Retries, Deadlines, Cancellations *tick.Kicker
 }
 
 // Core is the service without its edges.
@@ -82,7 +82,9 @@ const (
 func New(cfg Config, deps Deps) (*Core, error) {
 	c := &Core{
 		cfg: cfg, store: deps.Store, inventory: deps.Inventory, issuance: deps.Issuance, log: deps.Log, clock: deps.Now,
-		kicks: Kicks{Renewals: tick.NewKicker(), Jobs: tick.NewKicker(), Retries: tick.NewKicker(), Deadlines: tick.NewKicker()},
+		kicks: Kicks{
+			Renewals: tick.NewKicker(), Jobs: tick.NewKicker(), Retries: tick.NewKicker(), Deadlines: tick.NewKicker(), Cancellations: tick.NewKicker(),
+		},
 	}
 	for _, q := range []struct {
 		into   **lease.Runner
@@ -114,7 +116,7 @@ func (c *Core) Kicks() Kicks { return c.kicks }
 func (c *Core) Kick() {
 	c.kicks.Jobs.Kick()
 	c.jobs.Kick()
-	c.cancellations.Kick()
+	c.kicks.Cancellations.Kick()
 }
 
 // now is in Postgres's precision, so that what is stored compares equal.

@@ -3,6 +3,7 @@ package core
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -61,7 +62,7 @@ func (c *Core) applyDeployment(ctx context.Context, tx *store.Tx, j *store.Job, 
 // openDeployJob opens a DEPLOY job, or finds the one that is open. The plan of the certificate is locked by the caller.
 func (c *Core) openDeployJob(ctx context.Context, tx *store.Tx, o opening) (*store.Job, error) {
 	j, err := c.openJob(ctx, tx, o)
-	if err == store.ErrOpen { //nolint:errorlint // returned as it is
+	if errors.Is(err, store.ErrOpen) {
 		return tx.OpenDeployJob(ctx, o.certificateID, o.targetID)
 	}
 	return j, err

@@ -165,26 +165,32 @@ func (c *Core) startPlan(ctx context.Context, tx *store.Tx, certificateID string
 func (c *Core) takeOver(ctx context.Context, tx *store.Tx, p *store.Plan, rec *inventoryv1.CertificateRecord) error {
 	cert := rec.GetCertificate()
 	p.CertificateStatus, p.PolicyID = cert.GetStatus().String(), cert.GetPolicyId()
-	if holders := holdersOf(rec); len(rec.GetKeyHolders()) > 0 {
-		if err := tx.KeepPlanKeys(ctx, p.CertificateID, holders); err != nil {
+	// With nobody left who makes keys the old ones still say when the certificate must be renewed.
+	if active := activeHolders(rec); len(active) > 0 {
+		if err := tx.KeepPlanKeys(ctx, p.CertificateID, active); err != nil {
 			return err
 		}
 	}
 	return c.refreshPlan(ctx, tx, p)
 }
 
-// holdersOf names who makes keys for a certificate: its agents that are not retired, or the caller.
-func holdersOf(rec *inventoryv1.CertificateRecord) []string {
+// activeHolders names the key holders that are not retired.
+func activeHolders(rec *inventoryv1.CertificateRecord) []string {
 	var out []string
 	for _, h := range rec.GetKeyHolders() {
 		if h.GetAgentStatus() != inventoryv1.Agent_RETIRED.String() {
 			out = append(out, h.GetAgentId())
 		}
 	}
-	if len(out) == 0 {
-		return []string{""}
-	}
 	return out
+}
+
+// holdersOf names who makes keys for a certificate: its agents that are not retired, or else the caller.
+func holdersOf(rec *inventoryv1.CertificateRecord) []string {
+	if active := activeHolders(rec); len(active) > 0 {
+		return active
+	}
+	return []string{""}
 }
 
 func kindFor(p *store.Plan) store.JobType {

@@ -29,7 +29,7 @@ func (c *Core) ReapJobs(ctx context.Context) (tick.Result, error) {
 		reaped := 0
 		for _, j := range jobs {
 			if ctx.Err() != nil {
-				return r, nil
+				break // the rest is overdue in the next run too
 			}
 			if err := c.reap(ctx, j); err != nil {
 				c.log.Warn("a job could not be reaped", logx.ID(logx.KeyJob, j.ID), logx.Error(err))

@@ -109,13 +109,13 @@ func part(d time.Duration, f float64) time.Duration { return time.Duration(float
 
 // spread is a place in [0, window) that belongs to the certificate.
 func spread(certificateID string, window time.Duration) time.Duration {
-	seconds := uint64(window / time.Second) //nolint:gosec // window is not negative
+	seconds := uint64(window / time.Second)
 	if seconds == 0 {
 		return 0
 	}
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(certificateID))
-	return time.Duration(mix(h.Sum64())%seconds) * time.Second //nolint:gosec // below window
+	return time.Duration(mix(h.Sum64())%seconds) * time.Second
 }
 
 // mix spreads the bits of an FNV hash, whose low bits are alike for names that end alike (the finaliser of MurmurHash3).

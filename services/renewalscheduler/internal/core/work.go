@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -50,28 +49,31 @@ type work struct {
 	rec   *inventoryv1.CertificateRecord
 }
 
-// WorkJobs is the job processor: it works on what is due, takes back tasks of ended jobs, and wakes the slower loops
-// when the time has come for them, so that their intervals are only a floor.
-func (c *Core) WorkJobs(ctx context.Context) (tick.Result, error) {
+// WorkJobs is the job processor: it works on what is due.
+func (c *Core) WorkJobs(ctx context.Context) (tick.Result, error) { return c.jobs.Sweep(ctx) }
+
+// CancelTasks takes back the tasks of jobs that have ended.
+func (c *Core) CancelTasks(ctx context.Context) (tick.Result, error) {
+	return c.cancellations.Sweep(ctx)
+}
+
+// Watch wakes the slower loops when the time has come for them, so that their intervals are only a floor.
+func (c *Core) Watch(ctx context.Context) (tick.Result, error) {
 	due, err := c.store.LookAhead(ctx, c.now())
 	if err != nil {
 		return tick.Result{}, err
 	}
+	r := tick.Result{}
 	for _, k := range []struct {
-		kick   bool
+		due    bool
 		kicker *tick.Kicker
 	}{{due.Renewals, c.kicks.Renewals}, {due.Retries, c.kicks.Retries}, {due.Deadlines, c.kicks.Deadlines}} {
-		if k.kick {
+		if k.due {
 			k.kicker.Kick()
+			r.Rows++
 		}
 	}
-	r, err := c.jobs.Sweep(ctx)
-	if err != nil {
-		return r, err
-	}
-	taken, err := c.cancellations.Sweep(ctx)
-	r.Rows += taken.Rows
-	return r, err
+	return r, nil
 }
 
 // workJob takes a job as far as it goes now, and gives it back.
@@ -88,7 +90,7 @@ func (c *Core) workJob(ctx context.Context, l lease.Lease) error {
 	release := store.Release{Lease: l, Revision: w.job.Revision, Next: next, Worked: true}
 	switch late := (*postponed)(nil); {
 	case errors.Is(err, errGone):
-		// Whoever changed it has made it due.
+		// Whoever changed it has said when it is due.
 		release.Revision, release.Next = -1, c.now()
 	case errors.As(err, &late):
 		return c.postpone(ctx, w, late)
@@ -375,7 +377,7 @@ func (w *work) callPeers(ctx context.Context, keys []*store.Key) (next time.Time
 			return next, err
 		}
 		if w.job.State == store.Pending || w.job.State.Final() {
-			break
+			return w.job.DueTime, nil // a key has failed: the job rests, or has ended
 		}
 	}
 	if late != nil {
@@ -509,6 +511,7 @@ func (c *Core) settle(ctx context.Context, tx *store.Tx, j *store.Job) error {
 			if failed == nil || k.Permanent {
 				failed = k
 			}
+		case store.KeyAwaitingCSR, store.KeyAwaitingCA, store.KeyIssued:
 		}
 	}
 	switch {
@@ -535,7 +538,7 @@ func (c *Core) touch(ctx context.Context, tx *store.Tx, j *store.Job) error {
 func (c *Core) afterFailure(ctx context.Context, tx *store.Tx, j *store.Job, k *store.Key) error {
 	p := k.Error
 	if k.AgentID != "" {
-		p.Message = strings.TrimSpace("agent " + k.AgentID + ": " + p.Message)
+		p.Message = "agent " + k.AgentID + ": " + cmp.Or(p.Message, p.Reason)
 	}
 	if k.Permanent || j.Attempt >= j.MaxAttempts {
 		return c.end(ctx, tx, j, ending{transition: c.fail(), action: "job.failed", problem: p})

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -25,7 +26,7 @@ func scanJob(row pgx.CollectableRow) (*Job, error) {
 	return j, err
 }
 
-func (q queries) selectJobs(ctx context.Context, where string, args ...any) ([]*Job, error) {
+func (q Queries) selectJobs(ctx context.Context, where string, args ...any) ([]*Job, error) {
 	rows, err := q.db.Query(ctx, `SELECT `+jobColumns+` FROM jobs WHERE `+where, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read jobs: %w", err)
@@ -38,7 +39,7 @@ func (q queries) selectJobs(ctx context.Context, where string, args ...any) ([]*
 }
 
 // Job reads one; ErrNotFound.
-func (q queries) Job(ctx context.Context, id string) (*Job, error) {
+func (q Queries) Job(ctx context.Context, id string) (*Job, error) {
 	return one(q.selectJobs(ctx, `id = $1`, id))
 }
 
@@ -48,18 +49,18 @@ func (t *Tx) LockJob(ctx context.Context, id string) (*Job, error) {
 }
 
 // OpenJob reads the open ISSUE or RENEW job of a certificate; ErrNotFound.
-func (q queries) OpenJob(ctx context.Context, certificateID string) (*Job, error) {
+func (q Queries) OpenJob(ctx context.Context, certificateID string) (*Job, error) {
 	return one(q.selectJobs(ctx, `certificate_id = $1 AND type IN ('ISSUE', 'RENEW') AND end_time IS NULL`, certificateID))
 }
 
 // LastJob reads the newest final ISSUE or RENEW job of a certificate; ErrNotFound.
-func (q queries) LastJob(ctx context.Context, certificateID string) (*Job, error) {
+func (q Queries) LastJob(ctx context.Context, certificateID string) (*Job, error) {
 	return one(q.selectJobs(ctx, `certificate_id = $1 AND type IN ('ISSUE', 'RENEW') AND end_time IS NOT NULL
  ORDER BY create_time DESC, id DESC LIMIT 1`, certificateID))
 }
 
 // OpenDeployJob reads the open DEPLOY job of a certificate and a target; ErrNotFound.
-func (q queries) OpenDeployJob(ctx context.Context, certificateID, targetID string) (*Job, error) {
+func (q Queries) OpenDeployJob(ctx context.Context, certificateID, targetID string) (*Job, error) {
 	return one(q.selectJobs(ctx, `certificate_id = $1 AND target_id = $2 AND type = 'DEPLOY' AND end_time IS NULL`, certificateID, targetID))
 }
 
@@ -69,7 +70,7 @@ func (t *Tx) OpenJobs(ctx context.Context, certificateID string) ([]*Job, error)
 }
 
 // Overdue reads at most limit open jobs whose deadline has passed, oldest first.
-func (q queries) Overdue(ctx context.Context, now time.Time, limit int) ([]*Job, error) {
+func (q Queries) Overdue(ctx context.Context, now time.Time, limit int) ([]*Job, error) {
 	return q.selectJobs(ctx, `end_time IS NULL AND deadline_time <= $1 ORDER BY deadline_time, id LIMIT $2`, now, limit)
 }
 
@@ -109,7 +110,7 @@ func (t *Tx) MoveJob(ctx context.Context, m Move) error {
 		j.ID, from, j.Revision, j.State, j.Attempt, j.Error.Reason, j.Error.Message, j.Askers, j.ApprovedBy, j.ApprovalSubject, j.ApprovalComment,
 		sqlTime(j.StartTime), sqlTime(j.EndTime), sqlTime(j.DeadlineTime), sqlTime(j.DueTime)).Scan(&j.Revision)
 	if err != nil {
-		if notFound(err) == ErrNotFound { //nolint:errorlint // just made
+		if errors.Is(err, pgx.ErrNoRows) {
 			return ErrChanged
 		}
 		return fmt.Errorf("move job to %s: %w", j.State, err)
@@ -133,9 +134,9 @@ type Release struct {
 }
 
 // ReleaseJob gives an open job back. A job that ended, or that another worker has, stays as it is.
-func (q queries) ReleaseJob(ctx context.Context, r Release) error {
+func (q Queries) ReleaseJob(ctx context.Context, r Release) error {
 	_, err := q.db.Exec(ctx, `UPDATE jobs SET lease_id = NULL, lease_until = NULL, attempts = CASE WHEN $5 THEN 0 ELSE attempts END,
- due_time = CASE WHEN revision = $3 THEN $4 ELSE LEAST(due_time, $4) END WHERE id = $1 AND lease_id = $2`,
+ due_time = CASE WHEN revision = $3 THEN $4 ELSE due_time END WHERE id = $1 AND lease_id = $2`,
 		r.Lease.ID, r.Lease.LeaseID, r.Revision, r.Next, r.Worked)
 	if err != nil {
 		return fmt.Errorf("give job back: %w", err)
@@ -178,7 +179,7 @@ func (f JobFilter) where() (string, []any) {
 }
 
 // ListJobs reads Size+1 jobs, and their number when Total asks for it.
-func (q queries) ListJobs(ctx context.Context, f JobFilter, l List) ([]*Job, int, error) {
+func (q Queries) ListJobs(ctx context.Context, f JobFilter, l List) ([]*Job, int, error) {
 	filter, args := f.where()
 	total := 0
 	if l.Total {
@@ -197,7 +198,7 @@ func (q queries) ListJobs(ctx context.Context, f JobFilter, l List) ([]*Job, int
 }
 
 // CountJobs counts jobs by state.
-func (q queries) CountJobs(ctx context.Context) (map[string]int, error) {
+func (q Queries) CountJobs(ctx context.Context) (map[string]int, error) {
 	rows, err := q.db.Query(ctx, `SELECT state, count(*)::integer FROM jobs GROUP BY state`)
 	if err != nil {
 		return nil, fmt.Errorf("count jobs: %w", err)
@@ -219,7 +220,7 @@ func (q queries) CountJobs(ctx context.Context) (map[string]int, error) {
 
 // Stuck counts what nothing will ever move: open jobs that nobody works on, long after they were due or dead, plans that
 // wait for a job that is not open, and plans long overdue.
-func (q queries) Stuck(ctx context.Context, before time.Time) (int, error) {
+func (q Queries) Stuck(ctx context.Context, before time.Time) (int, error) {
 	n := 0
 	err := q.db.QueryRow(ctx, `SELECT
  (SELECT count(*) FROM jobs WHERE end_time IS NULL AND (due_time IS NULL OR deadline_time IS NULL OR deadline_time < $1

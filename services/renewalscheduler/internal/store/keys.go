@@ -22,7 +22,7 @@ func scanKey(row pgx.CollectableRow) (*Key, error) {
 	return k, err
 }
 
-func (q queries) keys(ctx context.Context, where string, args ...any) ([]*Key, error) {
+func (q Queries) keys(ctx context.Context, where string, args ...any) ([]*Key, error) {
 	rows, err := q.db.Query(ctx, `SELECT `+keyColumns+` FROM job_keys WHERE `+where, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read job keys: %w", err)
@@ -35,12 +35,12 @@ func (q queries) keys(ctx context.Context, where string, args ...any) ([]*Key, e
 }
 
 // Keys reads the keys of a job.
-func (q queries) Keys(ctx context.Context, jobID string) ([]*Key, error) {
+func (q Queries) Keys(ctx context.Context, jobID string) ([]*Key, error) {
 	return q.keys(ctx, `job_id = $1 ORDER BY agent_id`, jobID)
 }
 
 // KeysOf reads the keys of several jobs, by job.
-func (q queries) KeysOf(ctx context.Context, jobs []*Job) (map[string][]*Key, error) {
+func (q Queries) KeysOf(ctx context.Context, jobs []*Job) (map[string][]*Key, error) {
 	ids := make([]string, 0, len(jobs))
 	for _, j := range jobs {
 		ids = append(ids, j.ID)
@@ -57,16 +57,16 @@ func (q queries) KeysOf(ctx context.Context, jobs []*Job) (map[string][]*Key, er
 }
 
 // KeyByTask finds the key that a task is for; ErrNotFound.
-func (q queries) KeyByTask(ctx context.Context, taskID string) (*Key, error) {
+func (q Queries) KeyByTask(ctx context.Context, taskID string) (*Key, error) {
 	id, err := uuid.Parse(taskID)
 	if err != nil {
-		return nil, ErrNotFound //nolint:nilerr // an id that is none belongs to no task
+		return nil, ErrNotFound // an id that is none belongs to no task
 	}
 	return one(q.keys(ctx, `task_id = $1`, id))
 }
 
 // KeyByOrder finds the key that an order is for; ErrNotFound.
-func (q queries) KeyByOrder(ctx context.Context, orderID string) (*Key, error) {
+func (q Queries) KeyByOrder(ctx context.Context, orderID string) (*Key, error) {
 	return one(q.keys(ctx, `order_id = $1`, orderID))
 }
 

@@ -21,7 +21,7 @@ func scanPlan(row pgx.CollectableRow) (*Plan, error) {
 	return p, err
 }
 
-func (q queries) plans(ctx context.Context, where string, args ...any) ([]*Plan, error) {
+func (q Queries) plans(ctx context.Context, where string, args ...any) ([]*Plan, error) {
 	rows, err := q.db.Query(ctx, `SELECT `+planColumns+` FROM plans WHERE `+where, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read plans: %w", err)
@@ -34,7 +34,7 @@ func (q queries) plans(ctx context.Context, where string, args ...any) ([]*Plan,
 }
 
 // Plan reads the plan of a certificate; ErrNotFound.
-func (q queries) Plan(ctx context.Context, certificateID string) (*Plan, error) {
+func (q Queries) Plan(ctx context.Context, certificateID string) (*Plan, error) {
 	return one(q.plans(ctx, `id = $1`, certificateID))
 }
 
@@ -75,7 +75,7 @@ func (t *Tx) StalePlans(ctx context.Context, policyID string, limit int) ([]*Pla
 }
 
 // StalePolicies reads the policies that have plans made with another revision.
-func (q queries) StalePolicies(ctx context.Context) ([]string, error) {
+func (q Queries) StalePolicies(ctx context.Context) ([]string, error) {
 	rows, err := q.db.Query(ctx, `SELECT p.id FROM policies p WHERE EXISTS (
  SELECT 1 FROM plans WHERE policy_id = p.id AND policy_revision < p.revision AND state <> 'ENDED') OR EXISTS (
  SELECT 1 FROM plans WHERE policy_id = p.id AND policy_revision > p.revision AND state <> 'ENDED') ORDER BY p.id`)
@@ -90,7 +90,7 @@ func (q queries) StalePolicies(ctx context.Context) ([]string, error) {
 }
 
 // PlanKeys reads the versions that a plan is made from.
-func (q queries) PlanKeys(ctx context.Context, certificateID string) ([]PlanKey, error) {
+func (q Queries) PlanKeys(ctx context.Context, certificateID string) ([]PlanKey, error) {
 	rows, err := q.db.Query(ctx, `SELECT certificate_id, agent_id, version, not_before, not_after FROM plan_keys
  WHERE certificate_id = $1 ORDER BY agent_id`, certificateID)
 	if err != nil {
@@ -131,7 +131,7 @@ type Due struct {
 }
 
 // LookAhead asks for due work of the slow loops.
-func (q queries) LookAhead(ctx context.Context, now time.Time) (Due, error) {
+func (q Queries) LookAhead(ctx context.Context, now time.Time) (Due, error) {
 	var d Due
 	err := q.db.QueryRow(ctx, `SELECT
  EXISTS (SELECT 1 FROM plans WHERE state = 'SCHEDULED' AND due_time <= $1),

@@ -37,7 +37,7 @@ func scanPolicy(row pgx.CollectableRow) (*Policy, error) {
 	return p, nil
 }
 
-func (q queries) policies(ctx context.Context, where string, args ...any) ([]*Policy, error) {
+func (q Queries) policies(ctx context.Context, where string, args ...any) ([]*Policy, error) {
 	rows, err := q.db.Query(ctx, `SELECT `+policyColumns+` FROM policies WHERE `+where, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read policies: %w", err)
@@ -61,12 +61,12 @@ func one[T any](rows []T, err error) (T, error) {
 }
 
 // Policy reads one; ErrNotFound.
-func (q queries) Policy(ctx context.Context, id string) (*Policy, error) {
+func (q Queries) Policy(ctx context.Context, id string) (*Policy, error) {
 	return one(q.policies(ctx, `id = $1`, id))
 }
 
 // PoliciesByID reads those of the ids that exist.
-func (q queries) PoliciesByID(ctx context.Context, ids []string) ([]*Policy, error) {
+func (q Queries) PoliciesByID(ctx context.Context, ids []string) ([]*Policy, error) {
 	return q.policies(ctx, `id = ANY($1) ORDER BY id`, ids)
 }
 
@@ -84,7 +84,7 @@ type List struct {
 }
 
 // ListPolicies reads Size+1 policies, and their number when Total asks for it.
-func (q queries) ListPolicies(ctx context.Context, l List) ([]*Policy, int, error) {
+func (q Queries) ListPolicies(ctx context.Context, l List) ([]*Policy, int, error) {
 	where, args, err := l.Order.After(l.After, 1)
 	if err != nil {
 		return nil, 0, err
@@ -172,7 +172,7 @@ func (t *Tx) DeletePolicy(ctx context.Context, id string) error {
 }
 
 // CountPolicyPlans counts the certificates that follow a policy.
-func (q queries) CountPolicyPlans(ctx context.Context, id string) (int, error) {
+func (q Queries) CountPolicyPlans(ctx context.Context, id string) (int, error) {
 	n := 0
 	err := q.db.QueryRow(ctx, `SELECT count(*) FROM plans WHERE policy_id = $1 AND state <> 'ENDED'`, id).Scan(&n)
 	if err != nil {

@@ -10,7 +10,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/certctl/certctl/pkg/lease"
@@ -44,12 +43,15 @@ var (
 // Schema is the service's part of the database.
 func Schema() pg.Schema { return pg.Schema{Name: "renewalscheduler", FS: migrations} }
 
-// queries are the statements that run in and outside of a transaction.
-type queries struct{ db lease.DB }
+// Queries are the statements that run in and outside of a transaction.
+type Queries struct{ db lease.DB }
+
+// OverDB makes the statements over a database of the caller's, for instance one that watches them.
+func OverDB(db lease.DB) Queries { return Queries{db: db} }
 
 // Store is the service's database.
 type Store struct {
-	queries
+	Queries
 	db *pg.DB
 	// The queues of due rows.
 	jobs, scheduled, retrying, cancellations *lease.Table
@@ -57,13 +59,13 @@ type Store struct {
 
 // Tx is a transaction.
 type Tx struct {
-	queries
+	Queries
 	tx pgx.Tx
 }
 
-// New makes a store; now is the clock that rows become due by.
+// New makes a store; now is the clock that rows become due by, nil is the database's.
 func New(db *pg.DB, now func() time.Time) (*Store, error) {
-	s := &Store{queries: queries{db: db.Pool}, db: db}
+	s := &Store{Queries: Queries{db: db.Pool}, db: db}
 	for _, q := range []struct {
 		into *(*lease.Table)
 		cfg  lease.Config
@@ -104,7 +106,7 @@ func (s *Store) Tx(ctx context.Context, fn func(ctx context.Context, tx *Tx) err
 }
 
 // In wraps a transaction that somebody else has begun.
-func In(tx pgx.Tx) *Tx { return &Tx{queries: queries{db: tx}, tx: tx} }
+func In(tx pgx.Tx) *Tx { return &Tx{Queries: Queries{db: tx}, tx: tx} }
 
 // Change is one mutation by a caller; see mutation.Change.
 type Change[T proto.Message] struct {
@@ -196,25 +198,4 @@ func sqlUUID(s string) (*uuid.UUID, error) {
 		return nil, fmt.Errorf("parse id: %w", err)
 	}
 	return &id, nil
-}
-
-// violates tells whether err is a unique violation of the named constraint or index.
-func violates(err error, constraints ...string) bool {
-	e, ok := errors.AsType[*pgconn.PgError](err)
-	if !ok || e.Code != "23505" {
-		return false
-	}
-	for _, c := range constraints {
-		if e.ConstraintName == c {
-			return true
-		}
-	}
-	return false
-}
-
-func notFound(err error) error {
-	if errors.Is(err, pgx.ErrNoRows) {
-		return ErrNotFound
-	}
-	return err
 }

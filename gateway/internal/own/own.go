@@ -1,0 +1,215 @@
+// Package own serves the gateway's own routes: health and readiness, version, the check of an API key, and what anybody
+// may read of a CA.
+package own
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/genproto/googleapis/api/httpbody"
+	"google.golang.org/grpc"
+
+	"github.com/certctl/certctl/gateway/internal/docs"
+	"github.com/certctl/certctl/gateway/internal/problem"
+	"github.com/certctl/certctl/gateway/internal/route"
+	"github.com/certctl/certctl/pkg/errs"
+	"github.com/certctl/certctl/pkg/health"
+	"github.com/certctl/certctl/pkg/rpcctx"
+	"github.com/certctl/certctl/pkg/tick"
+	"github.com/certctl/certctl/pkg/version"
+	issuancev1 "github.com/certctl/certctl/proto/gen/go/certctl/issuance/v1"
+)
+
+// publicMaxAge is how long caches may keep a CRL or a CA certificate, in seconds: a revocation should not wait long.
+const publicMaxAge = "60"
+
+// Deps is what the routes work with.
+type Deps struct {
+	// Health has one check per service.
+	Health *health.Health
+	// Loops tells how the loops of the services are, where they run in this process; it may be nil.
+	Loops func() map[string][]tick.State
+	// Issuance is the connection to the service that publishes.
+	Issuance grpc.ClientConnInterface
+	// Timeout bounds a call.
+	Timeout time.Duration
+}
+
+// Routes gives the routes.
+func Routes(deps Deps) ([]*route.Route, error) {
+	api, err := docs.OpenAPI(version.Version)
+	if err != nil {
+		return nil, err
+	}
+	p := publisher{crls: issuancev1.NewCrlServiceClient(deps.Issuance), timeout: deps.Timeout}
+	public := map[string]http.Handler{
+		"/":                http.RedirectHandler("/docs", http.StatusFound),
+		"/health":          http.HandlerFunc(alive),
+		"/ready":           ready(deps),
+		"/openapi.json":    api,
+		"/docs":            docs.Page(),
+		"/docs/page.js":    docs.Script(),
+		"/docs/page.css":   docs.Style(),
+		"/crl/{issuer_id}": http.HandlerFunc(p.crl),
+		"/ca/{issuer_id}":  http.HandlerFunc(p.ca),
+	}
+	routes := []*route.Route{
+		{Verb: http.MethodGet, Pattern: "/api/v1/version", Handler: http.HandlerFunc(showVersion)},
+		{Verb: http.MethodGet, Pattern: "/api/v1/auth/check", Handler: http.HandlerFunc(checkAuth)},
+	}
+	for pattern, handler := range public {
+		routes = append(routes, &route.Route{Verb: http.MethodGet, Pattern: pattern, Handler: handler, Public: true})
+	}
+	return routes, nil
+}
+
+func write(w http.ResponseWriter, status int, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		problem.Write(w, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
+	w.WriteHeader(status)
+	_, _ = w.Write(b) // the client left; nobody is there to be told
+}
+
+func alive(w http.ResponseWriter, _ *http.Request) {
+	write(w, http.StatusOK, map[string]string{"status": "healthy"})
+}
+
+func showVersion(w http.ResponseWriter, _ *http.Request) {
+	write(w, http.StatusOK, map[string]string{"version": version.Version, "commit": version.Commit})
+}
+
+func checkAuth(w http.ResponseWriter, r *http.Request) {
+	c := rpcctx.CallerFrom(r.Context())
+	write(w, http.StatusOK, map[string]string{"name": c.ID, "role": string(c.Role)})
+}
+
+// readiness is the answer of /ready.
+type readiness struct {
+	// Status is ready, not_ready or stopping.
+	Status   string                  `json:"status"`
+	Services map[string]serviceState `json:"services"`
+}
+
+type serviceState struct {
+	Ready   bool      `json:"ready"`
+	Message string    `json:"message,omitempty"`
+	Time    time.Time `json:"time"`
+	Loops   []loop    `json:"loops,omitempty"`
+}
+
+// loop is what everybody may know of a loop: the text of an error is for the log.
+type loop struct {
+	Name        string     `json:"name"`
+	Description string     `json:"description"`
+	Interval    string     `json:"interval"`
+	Runs        uint64     `json:"runs"`
+	Errors      uint64     `json:"errors"`
+	OK          bool       `json:"ok"`
+	LastRun     *time.Time `json:"last_run,omitempty"`
+	Note        string     `json:"note,omitempty"`
+}
+
+func ready(deps Deps) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		report := deps.Health.Ready(r.Context())
+		answer := readiness{Status: "ready", Services: make(map[string]serviceState)}
+		status := http.StatusOK
+		if !report.Ready {
+			answer.Status, status = "not_ready", http.StatusServiceUnavailable
+		}
+		if report.Stopping {
+			answer.Status = "stopping"
+		}
+		var loops map[string][]tick.State
+		if deps.Loops != nil {
+			loops = deps.Loops()
+		}
+		for _, c := range report.Checks {
+			answer.Services[c.Name] = serviceState{Ready: c.OK, Message: c.Error, Time: c.Time, Loops: loopsOf(loops[c.Name])}
+		}
+		write(w, status, answer)
+	})
+}
+
+func loopsOf(states []tick.State) []loop {
+	var out []loop
+	for _, s := range states {
+		l := loop{
+			Name: s.Name, Description: s.Description, Interval: s.Interval.String(), Note: s.Note,
+			Runs: s.Runs, Errors: s.Errors + s.Panics, OK: s.LastError == "",
+		}
+		if !s.LastRun.IsZero() {
+			l.LastRun = &s.LastRun
+		}
+		out = append(out, l)
+	}
+	return out
+}
+
+// publisher serves what relying parties fetch without a credential (RFC 5280, sections 4.2.1.13 and 4.2.2.1).
+type publisher struct {
+	crls    issuancev1.CrlServiceClient
+	timeout time.Duration
+}
+
+func (p publisher) crl(w http.ResponseWriter, r *http.Request) {
+	p.publish(w, r, ".crl", "application/pkix-crl", func(ctx context.Context, id string) (*httpbody.HttpBody, error) {
+		return p.crls.GetCrl(ctx, &issuancev1.GetCrlRequest{IssuerId: id})
+	})
+}
+
+func (p publisher) ca(w http.ResponseWriter, r *http.Request) {
+	p.publish(w, r, ".pem", "application/x-pem-file", func(ctx context.Context, id string) (*httpbody.HttpBody, error) {
+		return p.crls.GetCaCertificate(ctx, &issuancev1.GetCaCertificateRequest{IssuerId: id})
+	})
+}
+
+// publish answers a file of an issuer. The call is anonymous: what is published here is what nobody needs a role for.
+func (p publisher) publish(w http.ResponseWriter, r *http.Request, suffix, contentType string, get func(context.Context, string) (*httpbody.HttpBody, error)) {
+	name := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
+	id, ok := strings.CutSuffix(name, suffix)
+	if !ok || id == "" {
+		problem.Write(w, problem.NotFound(r.URL.Path))
+		return
+	}
+	ctx, cancel := context.WithTimeout(rpcctx.WithCaller(r.Context(), rpcctx.AnonymousCaller()), p.timeout)
+	defer cancel()
+	body, err := get(ctx, id)
+	if err != nil {
+		problem.Write(w, published(err, r.URL.Path))
+		return
+	}
+	sum := sha256.Sum256(body.GetData())
+	h := w.Header()
+	h.Set("Content-Type", contentType)
+	h.Set("Cache-Control", "public, max-age="+publicMaxAge)
+	h.Set("Cross-Origin-Resource-Policy", "cross-origin")
+	tag := `"` + hex.EncodeToString(sum[:]) + `"`
+	h.Set("ETag", tag)
+	if strings.Contains(r.Header.Get("If-None-Match"), tag) {
+		h.Del("Content-Type")
+		w.WriteHeader(http.StatusNotModified)
+		return
+	}
+	h.Set("Content-Length", strconv.Itoa(len(body.GetData())))
+	_, _ = w.Write(body.GetData()) // the client left; nobody is there to be told
+}
+
+// published makes of a name that can be no issuer's what it is for the reader of a URL: nothing is there.
+func published(err error, path string) error {
+	if errs.IsKind(err, errs.Invalid) {
+		return problem.NotFound(path)
+	}
+	return err
+}

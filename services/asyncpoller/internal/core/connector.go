@@ -1,0 +1,145 @@
+package core
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+
+	"github.com/certctl/certctl/pkg/connector/issuer"
+)
+
+const (
+	// credentialsFresh is how long the settings of an issuer are taken for current without asking issuance.
+	credentialsFresh = 30 * time.Second
+	// maxConnectors bounds the memory; beyond it everything is built again.
+	maxConnectors = 1000
+)
+
+// Credentials are an issuer's settings.
+type Credentials struct {
+	Type       string
+	ConfigHash string
+	Config     []byte // JSON with secrets in clear; empty when the hash was known
+}
+
+// Source gives credentials.
+type Source interface {
+	Credentials(ctx context.Context, issuerID, knownHash string) (Credentials, error)
+}
+
+// connector is an issuer built from one configuration.
+type connector struct {
+	issuer.Issuer
+
+	typ  string
+	hash string
+}
+
+// known is a connector and when its configuration was current.
+type known struct {
+	connector *connector
+	seen      time.Time
+}
+
+// connectors keeps one connector per issuer, by the hash of its configuration. Credentials are in memory only.
+type connectors struct {
+	source Source
+	types  issuer.Types
+	now    func() time.Time
+	flight singleflight.Group
+
+	mu       sync.Mutex
+	byIssuer map[string]known
+}
+
+func newConnectors(source Source, types issuer.Types, now func() time.Time) *connectors {
+	return &connectors{source: source, types: types, now: now, byIssuer: map[string]known{}}
+}
+
+// get gives the connector of an issuer as it is configured now. A configuration that does not work is an error of package
+// issuer, others come from the source.
+func (c *connectors) get(ctx context.Context, issuerID string) (*connector, error) {
+	k := c.known(issuerID)
+	if k.connector != nil && c.now().Sub(k.seen) < credentialsFresh {
+		return k.connector, nil
+	}
+	got, err, _ := c.flight.Do(issuerID, func() (any, error) { return c.refresh(ctx, issuerID, k.connector) })
+	if err != nil {
+		return nil, err
+	}
+	return got.(*connector), nil //nolint:forcetypeassert // the function above makes nothing else
+}
+
+func (c *connectors) refresh(ctx context.Context, issuerID string, old *connector) (*connector, error) {
+	hash := ""
+	if old != nil {
+		hash = old.hash
+	}
+	credentials, err := c.source.Credentials(ctx, issuerID, hash)
+	if err != nil {
+		return nil, fmt.Errorf("get credentials of issuer %s: %w", issuerID, err)
+	}
+	in := old
+	if old == nil || credentials.ConfigHash != old.hash || credentials.Type != old.typ {
+		if in, err = c.build(ctx, issuerID, credentials); err != nil {
+			return nil, err
+		}
+	}
+	c.keep(issuerID, in)
+	return in, nil
+}
+
+func (c *connectors) build(ctx context.Context, issuerID string, credentials Credentials) (*connector, error) {
+	t, ok := c.types.Lookup(credentials.Type)
+	if !ok {
+		return nil, issuer.Misconfigured("ISSUER_TYPE_UNKNOWN", "issuer %s has type %q, which this program does not have", issuerID, credentials.Type)
+	}
+	settings, secrets, err := t.SplitSecrets(credentials.Config)
+	if err != nil {
+		return nil, issuer.Misconfigured(ReasonNotUsable, "the settings of issuer %s cannot be read", issuerID)
+	}
+	in, err := t.New(ctx, issuer.Config{Settings: settings, Secrets: secrets}, issuer.Deps{Now: c.now})
+	if err != nil {
+		return nil, &buildError{issuerID: issuerID, cause: err}
+	}
+	return &connector{Issuer: in, typ: credentials.Type, hash: credentials.ConfigHash}, nil
+}
+
+// buildError says that a connector could not be made. Its cause is one of package issuer, or an errs.Invalid.
+type buildError struct {
+	issuerID string
+	cause    error
+}
+
+func (e *buildError) Error() string {
+	return "build connector of issuer " + e.issuerID + ": " + e.cause.Error()
+}
+func (e *buildError) Unwrap() error { return e.cause }
+
+func (c *connectors) known(issuerID string) known {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.byIssuer[issuerID]
+}
+
+func (c *connectors) keep(issuerID string, in *connector) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.byIssuer) >= maxConnectors {
+		clear(c.byIssuer)
+	}
+	c.byIssuer[issuerID] = known{connector: in, seen: c.now()}
+}
+
+// doubt makes the next use ask issuance for the configuration.
+func (c *connectors) doubt(issuerID string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if k, ok := c.byIssuer[issuerID]; ok {
+		k.seen = time.Time{}
+		c.byIssuer[issuerID] = k
+	}
+}

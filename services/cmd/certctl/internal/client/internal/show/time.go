@@ -1,0 +1,48 @@
+package show
+
+import (
+	"fmt"
+	"time"
+)
+
+const (
+	day  = 24 * time.Hour
+	year = 365 * day
+)
+
+// Relative says how far a time is, in one unit: "in 12d", "3h ago", "now".
+func Relative(t, now time.Time) string {
+	d := t.Sub(now)
+	switch {
+	case d >= time.Second:
+		return "in " + unit(d)
+	case d <= -time.Second:
+		return unit(-d) + " ago"
+	default:
+		return "now"
+	}
+}
+
+// unit takes the largest unit of which there are at least two, so that "1d" never stands for 47 hours.
+func unit(d time.Duration) string {
+	switch {
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%ds", d/time.Second)
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%dm", d/time.Minute)
+	case d < 2*day:
+		return fmt.Sprintf("%dh", d/time.Hour)
+	case d < 2*year:
+		return fmt.Sprintf("%dd", d/day)
+	default:
+		return fmt.Sprintf("%dy", d/year)
+	}
+}
+
+// Duration writes a length exactly, with days where they are whole: "90d", "1h30m0s".
+func Duration(d time.Duration) string {
+	if d != 0 && d%day == 0 {
+		return fmt.Sprintf("%dd", d/day)
+	}
+	return d.String()
+}

@@ -1,0 +1,205 @@
+package serve
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"google.golang.org/grpc"
+
+	"github.com/certctl/certctl/pkg/logx"
+	"github.com/certctl/certctl/pkg/metrics"
+	"github.com/certctl/certctl/pkg/peertls"
+	"github.com/certctl/certctl/pkg/pg"
+	"github.com/certctl/certctl/pkg/rpc"
+	"github.com/certctl/certctl/pkg/secretbox"
+	"github.com/certctl/certctl/pkg/tick"
+	"github.com/certctl/certctl/pkg/version"
+	"github.com/certctl/certctl/services/cmd/certctl/internal/home"
+	"github.com/certctl/certctl/services/cmd/certctl/internal/settings"
+)
+
+// process is what the parts of one process share.
+type process struct {
+	cfg    settings.Server
+	log    *zap.Logger
+	dir    home.Dir
+	secret secretbox.Secret
+	// memory is the network of services in one process; nil: they meet over TCP.
+	memory *rpc.MemoryNetwork
+
+	databaseURL secretbox.Secret
+	registries  map[string]*metrics.Registry
+	gatherers   []prometheus.Gatherer
+	services    map[string]service
+	bootstrap   []func(ctx context.Context) error
+	conns       []*grpc.ClientConn
+	databases   []*pg.DB
+}
+
+func newProcess(cfg settings.Server, name string) (*process, error) {
+	log, err := logx.New(logx.Config{Level: cfg.Process.LogLevel, Format: cfg.Process.LogFormat, Service: name, Version: jsonOnly(cfg, version.Version)},
+		zapcore.Lock(os.Stderr))
+	if err != nil {
+		return nil, err
+	}
+	dir, err := home.Open(cfg.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	return &process{cfg: cfg, log: log, dir: dir, secret: cfg.Secrets.Internal, databaseURL: cfg.Postgres.URL,
+		registries: make(map[string]*metrics.Registry), services: make(map[string]service),
+		gatherers: []prometheus.Gatherer{metrics.NewProcess(version.Version)}}, nil
+}
+
+// jsonOnly keeps what a machine wants in every line out of lines for people.
+func jsonOnly(cfg settings.Server, s string) string {
+	if cfg.Process.LogFormat == logx.JSON {
+		return s
+	}
+	return ""
+}
+
+// registry answers the metrics of a part of the process.
+func (p *process) registry(name string) *metrics.Registry {
+	r, ok := p.registries[name]
+	if !ok {
+		r = metrics.New(name)
+		p.registries[name] = r
+		p.gatherers = append(p.gatherers, r)
+	}
+	return r
+}
+
+// address of a service that runs apart.
+func (p *process) address(name string) string {
+	switch name {
+	case nameInventory:
+		return p.cfg.Peers.InventoryAddr
+	case nameIssuance:
+		return p.cfg.Peers.IssuanceAddr
+	case nameRenewalScheduler:
+		return p.cfg.Peers.RenewalSchedulerAddr
+	case nameAsyncPoller:
+		return p.cfg.Peers.AsyncPollerAddr
+	default:
+		return p.cfg.Peers.AuditAddr
+	}
+}
+
+// dialAll prepares the connections of one service to its peers.
+func (p *process) dialAll(self string, peers ...string) (map[string]grpc.ClientConnInterface, error) {
+	conns := make(map[string]grpc.ClientConnInterface, len(peers))
+	for _, peer := range peers {
+		conn, err := p.dial(self, peer)
+		if err != nil {
+			return nil, err
+		}
+		conns[peer] = conn
+	}
+	return conns, nil
+}
+
+func (p *process) dial(self, peer string) (*grpc.ClientConn, error) {
+	cfg := rpc.ClientConfig{Service: self, Target: peer, Peer: peer, InternalSecret: p.secret}
+	if p.memory != nil {
+		cfg.Dialer = p.memory.Dialer(peer)
+	} else {
+		tlsConfig, err := peertls.Client(p.secret, peer)
+		if err != nil {
+			return nil, err
+		}
+		cfg.TLS, cfg.Target = tlsConfig, "dns:///"+p.address(peer)
+	}
+	conn, err := rpc.Dial(cfg)
+	if err != nil {
+		return nil, err
+	}
+	p.conns = append(p.conns, conn)
+	return conn, nil
+}
+
+// open connects a service to its schema, with its share of the quota.
+func (p *process) open(ctx context.Context, name string) (*pg.DB, error) {
+	quotas, err := p.cfg.Postgres.ServiceQuotas()
+	if err != nil {
+		return nil, err
+	}
+	db, err := pg.Open(ctx, pg.Config{
+		BaseURL: p.databaseURL, RoleSecret: p.cfg.Postgres.RoleSecret, SharedRoles: p.cfg.Postgres.Roles == "shared", Service: name,
+		MaxConns: pg.Share(quotas[name], p.cfg.Postgres.Replicas), Listen: listens(name), StartWait: startWait, Log: p.log.Named("postgres"),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("connect %s to Postgres: %w", name, err)
+	}
+	p.databases = append(p.databases, db)
+	return db, nil
+}
+
+func (p *process) migrate(ctx context.Context) error {
+	quotas, err := p.cfg.Postgres.ServiceQuotas()
+	if err != nil {
+		return err
+	}
+	err = pg.Migrate(ctx, pg.MigrateConfig{
+		BaseURL: p.databaseURL, RoleSecret: p.cfg.Postgres.RoleSecret, SharedRoles: p.cfg.Postgres.Roles == "shared",
+		Schemas: Schemas(), Quotas: quotas, StartWait: startWait, Log: p.log.Named("migrate"),
+	})
+	if err != nil {
+		return fmt.Errorf("migrate: %w", err)
+	}
+	return nil
+}
+
+// server makes the gRPC server of a service.
+func (p *process) server(name string, s service) (*rpc.Server, error) {
+	cfg := rpc.ServerConfig{Service: name, InternalSecret: p.secret, DrainTimeout: drainTimeout, DrainNotice: drainNotice}
+	if l, ok := s.(interface{ LongLivedStreams() []string }); ok {
+		cfg.LongLivedStreams = l.LongLivedStreams()
+	}
+	if p.memory == nil {
+		tlsConfig, err := peertls.Server(p.secret, name)
+		if err != nil {
+			return nil, err
+		}
+		cfg.TLS = tlsConfig
+	}
+	deps := rpc.ServerDeps{Logger: p.log.Named(name), Registry: p.registry(name), Table: s.AuthzTable()}
+	if a, ok := s.(interface {
+		Authenticator(peers rpc.Authenticator) rpc.Authenticator
+	}); ok {
+		peers, err := rpc.NewPeerAuthenticator(p.secret)
+		if err != nil {
+			return nil, err
+		}
+		deps.Authenticator = a.Authenticator(peers)
+	}
+	server, err := rpc.NewServer(cfg, deps)
+	if err != nil {
+		return nil, fmt.Errorf("serve %s: %w", name, err)
+	}
+	s.Register(server)
+	return server, nil
+}
+
+// loops tells how the loops of this process are.
+func (p *process) loops() map[string][]tick.State {
+	states := make(map[string][]tick.State, len(p.services))
+	for name, s := range p.services {
+		states[name] = s.Loops()
+	}
+	return states
+}
+
+func (p *process) close() {
+	for _, c := range p.conns {
+		_ = c.Close()
+	}
+	for _, db := range p.databases {
+		db.Close()
+	}
+	_ = p.log.Sync()
+}

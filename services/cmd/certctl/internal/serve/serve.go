@@ -1,0 +1,359 @@
+// Package serve runs certctl: everything in one process, or one service as its Deployment does. The wiring is the same; in
+// one process the services talk through in-memory listeners with every interceptor on.
+package serve
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/certctl/certctl/agent"
+	"github.com/certctl/certctl/gateway"
+	"github.com/certctl/certctl/pkg/embeddedpg"
+	"github.com/certctl/certctl/pkg/metrics"
+	"github.com/certctl/certctl/pkg/rpc"
+	"github.com/certctl/certctl/pkg/rpcctx"
+	"github.com/certctl/certctl/pkg/run"
+	"github.com/certctl/certctl/pkg/secretbox"
+	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
+	"github.com/certctl/certctl/services/cmd/certctl/internal/home"
+	"github.com/certctl/certctl/services/cmd/certctl/internal/servercert"
+	"github.com/certctl/certctl/services/cmd/certctl/internal/settings"
+)
+
+// A stop takes at most 15 s: the edge drains, then the services, then Postgres.
+const (
+	startWait       = time.Minute
+	edgeDrain       = 4 * time.Second
+	edgeShutdown    = 5 * time.Second
+	drainTimeout    = 3 * time.Second
+	drainNotice     = time.Second
+	serviceShutdown = 5 * time.Second
+	postgresStop    = 4 * time.Second
+)
+
+// Migrate makes and brings up the schemas and roles.
+func Migrate(ctx context.Context, cfg settings.Server) error {
+	if cfg.Postgres.URL.IsZero() {
+		return errors.New("CERTCTL_DATABASE_URL is not set: 'certctl serve' migrates its private Postgres by itself")
+	}
+	p, err := newProcess(cfg, "migrate")
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	return p.migrate(ctx)
+}
+
+// All runs everything in this process until ctx ends. out gets the words for people.
+func All(ctx context.Context, cfg settings.Server, out io.Writer) (err error) {
+	started := time.Now()
+	p, err := newProcess(cfg, "")
+	if err != nil {
+		return err
+	}
+	p.memory = rpc.NewMemoryNetwork()
+	if p.databaseURL.IsZero() {
+		stop, err := p.startPostgres(ctx)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, stop()) }()
+	}
+	defer p.close()
+	if p.secret.IsZero() {
+		if p.secret, err = p.dir.InternalSecret(); err != nil {
+			return err
+		}
+	}
+	if err := p.migrate(ctx); err != nil {
+		return err
+	}
+	inner := run.NewGroup(context.WithoutCancel(ctx), run.Config{ShutdownTimeout: serviceShutdown})
+	if err := p.startServices(ctx, inner, Services()...); err != nil {
+		inner.Stop(err)
+		return errors.Join(err, inner.Wait())
+	}
+	outer := run.NewGroup(ctx, run.Config{ShutdownTimeout: edgeShutdown})
+	err = p.startEdge(outer, func(url string) error {
+		return banner(out, p, url, time.Since(started))
+	})
+	if err != nil {
+		outer.Stop(err)
+		inner.Stop(err)
+		return errors.Join(err, outer.Wait(), inner.Wait())
+	}
+	return p.wait(outer, inner)
+}
+
+// One runs one service, or the gateway, until ctx ends.
+func One(ctx context.Context, cfg settings.Server, name string) error {
+	if cfg.Secrets.Internal.IsZero() {
+		return errors.New("CERTCTL_INTERNAL_SECRET is not set: services that run apart know each other by it; make one with: openssl rand -hex 32")
+	}
+	p, err := newProcess(cfg, name)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	inner := run.NewGroup(context.WithoutCancel(ctx), run.Config{ShutdownTimeout: serviceShutdown})
+	outer := run.NewGroup(ctx, run.Config{ShutdownTimeout: edgeShutdown})
+	if name == nameGateway {
+		err = p.startGateway(outer, nil)
+	} else {
+		if p.databaseURL.IsZero() {
+			return errors.New("CERTCTL_DATABASE_URL is not set: services that run apart share one Postgres")
+		}
+		err = p.startServices(ctx, inner, name)
+	}
+	if err == nil {
+		err = p.startMetrics(outer)
+	}
+	if err != nil {
+		outer.Stop(err)
+		inner.Stop(err)
+		return errors.Join(err, outer.Wait(), inner.Wait())
+	}
+	return p.wait(outer, inner)
+}
+
+// wait lets the outside end first, so that what was accepted is finished by services that still work.
+func (p *process) wait(outer, inner *run.Group) error {
+	outer.Go("services", func(ctx context.Context) error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-inner.Context().Done():
+			return context.Cause(inner.Context())
+		}
+	})
+	err := outer.Wait()
+	inner.Stop(nil)
+	return errors.Join(err, inner.Wait())
+}
+
+func (p *process) startPostgres(ctx context.Context) (stop func() error, err error) {
+	server, err := embeddedpg.Start(ctx, embeddedpg.Config{DataDir: string(p.dir), BinDir: p.cfg.Postgres.BinDir, Log: p.log.Named("postgres")})
+	if err != nil {
+		return nil, err
+	}
+	p.databaseURL = secretbox.NewSecret(server.URL())
+	return func() error {
+		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), postgresStop)
+		defer cancel()
+		return server.Stop(stopCtx)
+	}, nil
+}
+
+// startServices builds the services and serves them.
+func (p *process) startServices(ctx context.Context, g *run.Group, names ...string) error {
+	for _, name := range names {
+		db, err := p.open(ctx, name)
+		if err != nil {
+			return err
+		}
+		s, err := p.build(name, db)
+		if err != nil {
+			return err
+		}
+		p.services[name] = s
+		if err := p.listen(ctx, g, name, s); err != nil {
+			return err
+		}
+	}
+	for _, f := range p.bootstrap {
+		if err := f(ctx); err != nil {
+			return fmt.Errorf("prepare the first start: %w", err)
+		}
+	}
+	for _, name := range names {
+		s := p.services[name]
+		g.Go(name, func(ctx context.Context) error { return s.Run(rpcctx.WithCaller(ctx, rpcctx.ServiceCaller(name))) })
+	}
+	return nil
+}
+
+func (p *process) listen(ctx context.Context, g *run.Group, name string, s service) error {
+	server, err := p.server(name, s)
+	if err != nil {
+		return err
+	}
+	lis, err := p.listener(ctx, name)
+	if err != nil {
+		return fmt.Errorf("serve %s: %w", name, err)
+	}
+	g.Go(name+" server", func(ctx context.Context) error { return server.Serve(ctx, lis) })
+	return nil
+}
+
+func (p *process) listener(ctx context.Context, name string) (net.Listener, error) {
+	if p.memory != nil {
+		return p.memory.Listen(name)
+	}
+	var lc net.ListenConfig
+	return lc.Listen(ctx, "tcp", p.cfg.Peers.GRPCListenAddr)
+}
+
+// startEdge starts the gateway, the metrics and the agent on this host; ready is called with the gateway's URL.
+func (p *process) startEdge(g *run.Group, ready func(url string) error) error {
+	if err := p.startMetrics(g); err != nil {
+		return err
+	}
+	return p.startGateway(g, func(url string) error {
+		if err := p.startAgent(g, url); err != nil {
+			return err
+		}
+		return ready(url)
+	})
+}
+
+func (p *process) startGateway(g *run.Group, ready func(url string) error) error {
+	backends, err := p.dialAll(nameGateway, gateway.Backends()...)
+	if err != nil {
+		return err
+	}
+	cfg := gateway.Config{
+		ListenAddr: p.cfg.ListenAddr, TLSCertFile: p.cfg.TLS.CertFile, TLSKeyFile: p.cfg.TLS.KeyFile,
+		AuthType: p.cfg.Auth.Type, AuthSecret: p.cfg.Auth.Secret, AuthNoneAcknowledged: p.cfg.Auth.NoneAck, CORSOrigins: p.cfg.Auth.Origins,
+		DrainTimeout: edgeDrain,
+	}
+	if cfg.AuthType == gateway.AuthAPIKey && cfg.AuthSecret.IsZero() {
+		if cfg.AuthSecret, err = p.dir.APIKey(); err != nil {
+			return err
+		}
+	}
+	deps := gateway.Deps{Backends: backends, Log: p.log.Named(nameGateway), Metrics: p.registry(nameGateway)}
+	if p.memory != nil {
+		deps.Loops = p.loops
+	}
+	if cfg.TLSCertFile == "" {
+		source, err := servercert.New(p.dir, p.cfg.TLS.Names, time.Now)
+		if err != nil {
+			return err
+		}
+		deps.GetCertificate = source.GetCertificate
+	}
+	gw, err := gateway.New(cfg, deps)
+	if err != nil {
+		return err
+	}
+	var lc net.ListenConfig
+	lis, err := lc.Listen(g.Context(), "tcp", p.cfg.ListenAddr)
+	if err != nil {
+		return fmt.Errorf("listen for the gateway (CERTCTL_LISTEN_ADDR): %w", err)
+	}
+	g.Go(nameGateway, func(ctx context.Context) error { return gw.Serve(ctx, lis) })
+	p.log.Info("gateway listens", zap.String("address", lis.Addr().String()))
+	if ready == nil {
+		return nil
+	}
+	return ready("https://" + reachable(lis.Addr().String()))
+}
+
+// reachable answers an address that this host can connect to.
+func reachable(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if ip := net.ParseIP(host); err == nil && ip != nil && ip.IsUnspecified() {
+		return net.JoinHostPort("127.0.0.1", port)
+	}
+	return address
+}
+
+func (p *process) startMetrics(g *run.Group) error {
+	if p.cfg.Process.MetricsAddr == "" {
+		return nil
+	}
+	server := metrics.NewServer(metrics.Config{Addr: p.cfg.Process.MetricsAddr}, metrics.Deps{
+		Logger: p.log.Named("metrics"), Gatherers: p.gatherers, Routes: map[string]http.Handler{"GET /loops": loopsHandler(p.loops)},
+	})
+	g.Go("metrics", server.Run)
+	return nil
+}
+
+// startAgent starts the agent of this host, enrolled by a join token like any other.
+func (p *process) startAgent(g *run.Group, url string) error {
+	if !p.cfg.Agents.Local {
+		return nil
+	}
+	if p.cfg.TLS.CertFile != "" {
+		p.log.Warn("no agent on this host: the gateway has a certificate of its own; start certctl-agent with a name that is in it")
+		return nil
+	}
+	cfg := agent.Config{Server: url, ServerCA: p.dir.Path(home.CAFile), DataDir: filepath.Join(string(p.dir), "agent"), AllowCommands: p.cfg.Agents.Commands}
+	enrolled, err := agent.Enrolled(cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	if !enrolled {
+		if cfg.JoinToken, err = p.joinToken(g.Context()); err != nil {
+			return fmt.Errorf("make a join token for the agent on this host: %w", err)
+		}
+	}
+	log := p.log.Named("agent")
+	g.Go("agent", func(ctx context.Context) error {
+		err := agent.Run(ctx, cfg, agent.Deps{Log: log})
+		if err != nil && ctx.Err() == nil {
+			// The control plane goes on without the agent of this host.
+			log.Error("the agent on this host has ended", zap.Error(err))
+		}
+		return nil
+	})
+	return nil
+}
+
+func (p *process) joinToken(ctx context.Context) (secretbox.Secret, error) {
+	conn, err := p.dial(nameGateway, nameInventory)
+	if err != nil {
+		return secretbox.Secret{}, err
+	}
+	ctx = rpcctx.WithCaller(ctx, rpcctx.Caller{Type: rpcctx.User, ID: "certctl serve", Role: rpcctx.RoleAdmin})
+	answer, err := inventoryv1.NewAgentRegistryServiceClient(conn).CreateJoinToken(ctx,
+		&inventoryv1.CreateJoinTokenRequest{MaxUses: 1, AllowReenrollment: true})
+	if err != nil {
+		return secretbox.Secret{}, err
+	}
+	return secretbox.NewSecret(answer.GetJoinToken().GetToken()), nil
+}
+
+// banner says where to go.
+func banner(out io.Writer, p *process, url string, took time.Duration) error {
+	if err := p.dir.Write(home.URLFile, []byte(url+"\n"), 0o644); err != nil {
+		return err
+	}
+	dir := string(p.dir)
+	if wd, err := os.Getwd(); err == nil {
+		if rel, err := filepath.Rel(wd, dir); err == nil && filepath.IsLocal(rel) {
+			dir = rel
+		}
+	}
+	_, err := fmt.Fprintf(out, `
+certctl is ready (%.1f s).
+
+  URL       %s  (to try the API: %s/docs)
+  API key   %s
+  CA        %s
+
+Try next, in another terminal:
+
+  bin/certctl agents list
+  bin/certctl certificates create --name demo --dns demo.example.com --issuer iss-local
+  bin/certctl audit verify
+
+`, took.Seconds(), url, url, filepath.Join(dir, home.APIKeyFile), filepath.Join(dir, home.CAFile))
+	return err
+}
+
+// Check tells what is wrong with settings that parse: what the gateway and the secrets would refuse at the start.
+func Check(cfg settings.Server) error {
+	check := gateway.Config{ListenAddr: cfg.ListenAddr, AuthType: cfg.Auth.Type, AuthSecret: cfg.Auth.Secret,
+		AuthNoneAcknowledged: cfg.Auth.NoneAck, CORSOrigins: cfg.Auth.Origins}
+	return check.Validate()
+}

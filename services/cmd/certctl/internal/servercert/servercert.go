@@ -1,0 +1,202 @@
+// Package servercert gives the gateway a certificate of its own, from an internal CA in the data directory: the CA is made
+// once, the certificate anew at each start and long before it ends.
+package servercert
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/certctl/certctl/services/cmd/certctl/internal/home"
+)
+
+const (
+	caKeyFile = "ca.key"
+	// caLifetime is long: agents pin the CA. It is replaced when less than caRenewBefore is left.
+	caLifetime    = 10 * 365 * 24 * time.Hour
+	caRenewBefore = 365 * 24 * time.Hour
+	leafLifetime  = 90 * 24 * time.Hour
+	backdate      = 5 * time.Minute
+)
+
+// Source answers the gateway's certificate; a new one is made when a third of its life is left.
+type Source struct {
+	dir   home.Dir
+	names []string
+	now   func() time.Time
+
+	mu   sync.Mutex
+	cert *tls.Certificate
+}
+
+// New makes or reads the CA. names are DNS names and IP addresses besides loopback's.
+func New(dir home.Dir, names []string, now func() time.Time) (*Source, error) {
+	s := &Source{dir: dir, names: names, now: now}
+	_, err := s.Certificate()
+	return s, err
+}
+
+// GetCertificate implements the hook of tls.Config.
+func (s *Source) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	return s.Certificate()
+}
+
+// Certificate answers the current certificate with the CA behind it.
+func (s *Source) Certificate() (*tls.Certificate, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cert != nil && s.now().Before(s.cert.Leaf.NotAfter.Add(-leafLifetime/3)) {
+		return s.cert, nil
+	}
+	ca, key, err := s.authority()
+	if err != nil {
+		return nil, err
+	}
+	cert, err := s.issue(ca, key)
+	if err != nil {
+		return nil, err
+	}
+	s.cert = cert
+	return cert, nil
+}
+
+// authority reads the CA from the directory. One that is missing or about to end is made, with the key that is there: what
+// agents have pinned stays valid until its own end.
+func (s *Source) authority() (*x509.Certificate, *ecdsa.PrivateKey, error) {
+	key, err := s.key()
+	if err != nil {
+		return nil, nil, err
+	}
+	b, err := os.ReadFile(s.dir.Path(home.CAFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return s.create(key)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("read internal CA: %w", err)
+	}
+	block, _ := pem.Decode(b)
+	if block == nil {
+		return nil, nil, fmt.Errorf("read internal CA: no PEM in %s", s.dir.Path(home.CAFile))
+	}
+	ca, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read internal CA %s: %w", s.dir.Path(home.CAFile), err)
+	}
+	if !key.PublicKey.Equal(ca.PublicKey) {
+		return nil, nil, fmt.Errorf("internal CA: %s and %s do not belong together", s.dir.Path(home.CAFile), s.dir.Path(caKeyFile))
+	}
+	if s.now().After(ca.NotAfter.Add(-caRenewBefore)) {
+		return s.create(key)
+	}
+	return ca, key, nil
+}
+
+// key reads the CA's key, or makes it.
+func (s *Source) key() (*ecdsa.PrivateKey, error) {
+	b, err := os.ReadFile(s.dir.Path(caKeyFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return s.makeKey()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read internal CA's key: %w", err)
+	}
+	block, _ := pem.Decode(b)
+	if block == nil {
+		return nil, fmt.Errorf("read internal CA's key: no PEM in %s", s.dir.Path(caKeyFile))
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("read internal CA's key %s: %w", s.dir.Path(caKeyFile), err)
+	}
+	key, ok := parsed.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("internal CA: %s is no ECDSA key", s.dir.Path(caKeyFile))
+	}
+	return key, nil
+}
+
+func (s *Source) makeKey() (*ecdsa.PrivateKey, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make internal CA's key: %w", err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("encode internal CA's key: %w", err)
+	}
+	return key, s.dir.Write(caKeyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
+}
+
+func (s *Source) create(key *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey, error) {
+	template, err := s.template("certctl internal CA", caLifetime)
+	if err != nil {
+		return nil, nil, err
+	}
+	template.IsCA, template.BasicConstraintsValid, template.MaxPathLenZero = true, true, true
+	template.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageCRLSign
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make internal CA: %w", err)
+	}
+	if err := s.dir.Write(home.CAFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644); err != nil {
+		return nil, nil, err
+	}
+	ca, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read internal CA: %w", err)
+	}
+	return ca, key, nil
+}
+
+func (s *Source) issue(ca *x509.Certificate, caKey *ecdsa.PrivateKey) (*tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make server key: %w", err)
+	}
+	template, err := s.template("certctl", leafLifetime)
+	if err != nil {
+		return nil, err
+	}
+	if template.NotAfter.After(ca.NotAfter) {
+		template.NotAfter = ca.NotAfter
+	}
+	template.KeyUsage, template.ExtKeyUsage = x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	template.DNSNames, template.IPAddresses = []string{"localhost"}, []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
+	for _, n := range s.names {
+		if ip := net.ParseIP(n); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else if n != "" {
+			template.DNSNames = append(template.DNSNames, n)
+		}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, ca, key.Public(), caKey)
+	if err != nil {
+		return nil, fmt.Errorf("make server certificate: %w", err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("read server certificate: %w", err)
+	}
+	return &tls.Certificate{Certificate: [][]byte{der, ca.Raw}, PrivateKey: key, Leaf: leaf}, nil
+}
+
+func (s *Source) template(name string, lifetime time.Duration) (*x509.Certificate, error) {
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return nil, fmt.Errorf("make serial: %w", err)
+	}
+	now := s.now()
+	return &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: name}, NotBefore: now.Add(-backdate), NotAfter: now.Add(lifetime)}, nil
+}

@@ -1,0 +1,117 @@
+package store_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/certctl/certctl/pkg/page"
+	"github.com/certctl/certctl/pkg/testpg"
+	"github.com/certctl/certctl/services/inventory/internal/store"
+)
+
+// seed makes 100,000 certificates with a version each; every filter of the test below names a small part of them.
+const seed = `
+INSERT INTO agents (id, name, instance_id, status) SELECT 'agent-' || g, 'agent-' || g, 'i', 'ONLINE' FROM generate_series(1, 200) g;
+INSERT INTO targets (id, name, agent_id, type) SELECT 'target-' || g, 'target-' || g, 'agent-' || (1 + g % 200), 'file' FROM generate_series(1, 5000) g;
+INSERT INTO certificates (id, name, dns_names, search_text, issuer_id, profile_id, policy_id, owner, team, environment, labels, status, current_version,
+ not_after, revocation_time, create_time)
+SELECT 'cert-' || g, 'host' || g, ARRAY['host' || g || '.example.com'], 'host' || g || E'\nhost' || g || '.example.com', 'iss-' || g % 100, 'prof-' || g % 100, 'pol-' || g % 100,
+ 'owner-' || g % 500, 'team-' || g % 200, 'env-' || g % 50, jsonb_build_object('app', 'app-' || g % 1000),
+ CASE WHEN g % 200 = 0 THEN 'EXPIRED' WHEN g % 201 = 0 THEN 'PENDING' ELSE 'ACTIVE' END, 1, now() + (g || ' minutes')::interval, NULL, now() - (g || ' seconds')::interval
+FROM generate_series(1, 100000) g;
+INSERT INTO certificate_versions (certificate_id, version, order_id, serial_number, fingerprint_sha256, public_key_sha256, issuer_dn, subject_dn, not_before, not_after, certificate_pem)
+SELECT 'cert-' || g, 1, 'ord-' || g, to_hex(g), md5(g::text), 'k', 'i', 's', now(), now(), 'p' FROM generate_series(1, 100000) g;
+INSERT INTO certificate_targets (certificate_id, target_id) SELECT 'cert-' || g, 'target-' || (1 + g % 5000) FROM generate_series(1, 100000) g;
+ANALYZE;`
+
+func TestEveryFilterAndOrderOfCertificatesUsesAnIndex(t *testing.T) {
+	t.Parallel()
+	d := testpg.NewDatabase(t, store.Schema())
+	db := d.Open(t, "inventory")
+	s, err := store.New(store.Config{}, db)
+	require.NoError(t, err)
+	admin, err := d.Admin(t).Acquire(t.Context())
+	require.NoError(t, err)
+	defer admin.Release()
+	_, err = admin.Exec(t.Context(), "SET search_path = inventory; "+seed)
+	require.NoError(t, err)
+
+	at := time.Now().Add(3 * time.Hour)
+	late := time.Now().Add(99_000 * time.Minute)
+	for name, c := range map[string]struct {
+		filter store.CertificateFilter
+		order  string
+		after  bool
+	}{
+		"none":           {},
+		"status":         {filter: store.CertificateFilter{Statuses: []string{"EXPIRED"}}},
+		"statuses":       {filter: store.CertificateFilter{Statuses: []string{"EXPIRED", "PENDING"}}},
+		"issuer":         {filter: store.CertificateFilter{IssuerID: "iss-7"}},
+		"profile":        {filter: store.CertificateFilter{ProfileID: "prof-7"}},
+		"policy":         {filter: store.CertificateFilter{PolicyID: "pol-7"}},
+		"target":         {filter: store.CertificateFilter{TargetID: "target-7"}},
+		"agent":          {filter: store.CertificateFilter{AgentID: "agent-7"}},
+		"owner":          {filter: store.CertificateFilter{Owner: "owner-7"}},
+		"team":           {filter: store.CertificateFilter{Team: "team-7"}},
+		"environment":    {filter: store.CertificateFilter{Environment: "env-7"}},
+		"name":           {filter: store.CertificateFilter{Name: "OST77777.exam"}},
+		"serial":         {filter: store.CertificateFilter{SerialNumber: "abc"}},
+		"fingerprint":    {filter: store.CertificateFilter{FingerprintSHA256: "abc"}},
+		"expires before": {filter: store.CertificateFilter{ExpiresBefore: &at}},
+		"expires after":  {filter: store.CertificateFilter{ExpiresAfter: &late}},
+		"label":          {filter: store.CertificateFilter{Labels: map[string]string{"app": "app-7"}}},
+		"by name":        {order: "name", after: true},
+		"by end":         {order: "expires_at desc", after: true},
+		"by creation":    {order: "create_time", after: true},
+		"by change":      {order: "update_time desc", after: true},
+	} {
+		order, err := s.SortingOf(store.Certificates).Parse(c.order)
+		require.NoError(t, err)
+		slice := store.Slice{Order: order, Limit: 51}
+		if c.after {
+			key := page.TimeValue(time.Now())
+			if c.order == "name" {
+				key = page.TextValue("host5")
+			}
+			slice.After = page.Cursor{key, page.TextValue("cert-5")}
+		}
+		sql, args, err := store.ListCertificatesSQL(c.filter, slice)
+		require.NoError(t, err)
+		// As the service's own role, through a plan with the values.
+		rows, err := db.Pool.Query(t.Context(), "EXPLAIN "+sql, args...)
+		require.NoError(t, err, name)
+		plan := []string{}
+		for rows.Next() {
+			var line string
+			require.NoError(t, rows.Scan(&line))
+			plan = append(plan, line)
+		}
+		require.NoError(t, rows.Err(), name)
+		text := strings.Join(plan, "\n")
+		require.NotContains(t, text, "Seq Scan", "%s:\n%s", name, text)
+		require.Contains(t, text, "Index", "%s:\n%s", name, text)
+		if c.order != "" {
+			require.NotContains(t, text, "Sort Key", "%s:\n%s", name, text)
+		}
+		_, err = s.ListCertificates(t.Context(), c.filter, slice)
+		require.NoError(t, err, name)
+	}
+
+	// An index that nobody could use for the place of a page or for what the filter names would still be an index: so
+	// bound what is read, too.
+	began := time.Now()
+	found, err := s.ListCertificates(t.Context(), store.CertificateFilter{Name: "host77777"}, firstPage(t, s))
+	require.NoError(t, err)
+	require.Len(t, found, 1)
+	require.Less(t, time.Since(began), time.Second)
+}
+
+func firstPage(t *testing.T, s *store.Store) store.Slice {
+	t.Helper()
+	order, err := s.SortingOf(store.Certificates).Parse("")
+	require.NoError(t, err)
+	return store.Slice{Order: order, Limit: 51}
+}
