@@ -122,6 +122,7 @@ type child struct {
 	cmd  *exec.Cmd
 	out  bytes.Buffer
 	once sync.Once
+	dead chan struct{}
 }
 
 func startChild(t testing.TB, cfg agent.Config) *child {
@@ -131,7 +132,7 @@ func startChild(t testing.TB, cfg agent.Config) *child {
 	require.NoError(t, err)
 	self, err := os.Executable()
 	require.NoError(t, err)
-	c := &child{t: t, cmd: exec.Command(self)}
+	c := &child{t: t, cmd: exec.Command(self), dead: make(chan struct{})}
 	c.cmd.Env = append(os.Environ(), asAgent+"="+string(b))
 	c.cmd.Stderr = &c.out
 	require.NoError(t, c.cmd.Start())
@@ -144,13 +145,17 @@ func (c *child) kill() {
 	c.once.Do(func() {
 		_ = c.cmd.Process.Kill()
 		_ = c.cmd.Wait()
+		close(c.dead)
 	})
 }
 
 // exit waits for the end of the process.
 func (c *child) exit() int {
 	c.t.Helper()
-	c.once.Do(func() { _ = c.cmd.Wait() })
+	c.once.Do(func() {
+		_ = c.cmd.Wait()
+		close(c.dead)
+	})
 	return c.cmd.ProcessState.ExitCode()
 }
 

@@ -166,11 +166,24 @@ func (s *server) see(f func() bool) func() bool {
 }
 
 // hook runs a hook, if there is one, without the state held.
-func hook(f func() error) error {
+func (s *server) hook(at *func() error) error {
+	s.mu.Lock()
+	f := *at
+	s.mu.Unlock()
 	if f == nil {
 		return nil
 	}
 	return f()
+}
+
+func (s *server) hookReport(at *func(*agentv1.ReportAssignmentRequest) error, r *agentv1.ReportAssignmentRequest) error {
+	s.mu.Lock()
+	f := *at
+	s.mu.Unlock()
+	if f == nil {
+		return nil
+	}
+	return f(r)
 }
 
 func (s *server) called(method string) int {
@@ -222,7 +235,7 @@ func (s *server) authenticate(ctx context.Context, method string) (string, error
 	case state == active:
 		return c, nil
 	}
-	if err := hook(s.beforeFirstUse); err != nil {
+	if err := s.hook(&s.beforeFirstUse); err != nil {
 		return "", err
 	}
 	s.mu.Lock()
@@ -237,7 +250,7 @@ func (s *server) authenticate(ctx context.Context, method string) (string, error
 		s.line = nil
 	}
 	s.mu.Unlock()
-	return c, hook(s.afterFirstUse)
+	return c, s.hook(&s.afterFirstUse)
 }
 
 func (s *server) Enroll(ctx context.Context, r *agentv1.EnrollRequest) (*agentv1.EnrollResponse, error) {
@@ -265,7 +278,7 @@ func (s *server) Enroll(ctx context.Context, r *agentv1.EnrollRequest) (*agentv1
 	if err != nil {
 		return nil, err
 	}
-	return answer, hook(s.afterEnroll)
+	return answer, s.hook(&s.afterEnroll)
 }
 
 func (s *server) RotateCredential(ctx context.Context, _ *agentv1.RotateCredentialRequest) (*agentv1.RotateCredentialResponse, error) {
@@ -280,7 +293,7 @@ func (s *server) RotateCredential(ctx context.Context, _ *agentv1.RotateCredenti
 	}
 	c := s.give()
 	s.mu.Unlock()
-	return &agentv1.RotateCredentialResponse{Credential: c}, hook(s.afterRotate)
+	return &agentv1.RotateCredentialResponse{Credential: c}, s.hook(&s.afterRotate)
 }
 
 func (s *server) Connect(g agentv1.AgentService_ConnectServer) error {
@@ -344,7 +357,7 @@ func (s *server) ListAssignments(ctx context.Context, r *agentv1.ListAssignments
 	if _, err := s.authenticate(ctx, "ListAssignments"); err != nil {
 		return nil, err
 	}
-	if err := hook(s.beforeList); err != nil {
+	if err := s.hook(&s.beforeList); err != nil {
 		return nil, err
 	}
 	out := &agentv1.ListAssignmentsResponse{}
@@ -381,14 +394,12 @@ func (s *server) ReportAssignment(ctx context.Context, r *agentv1.ReportAssignme
 	if _, err := s.authenticate(ctx, "ReportAssignment"); err != nil {
 		return nil, err
 	}
-	if s.beforeReport != nil {
-		if err := s.beforeReport(r); err != nil {
-			return nil, err
-		}
+	if err := s.hookReport(&s.beforeReport, r); err != nil {
+		return nil, err
 	}
 	out, err := s.take(r)
-	if err == nil && s.afterReport != nil {
-		err = s.afterReport(r)
+	if err == nil {
+		err = s.hookReport(&s.afterReport, r)
 	}
 	return out, err
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/certctl/certctl/pkg/errs"
 )
 
-func credentials(cfg agent.Config) (current, next string) {
+func credentialFiles(cfg agent.Config) (current, next string) {
 	dir := filepath.Join(cfg.DataDir, "identity")
 	return filepath.Join(dir, "credential"), filepath.Join(dir, "credential.next")
 }
@@ -18,8 +18,10 @@ func credentials(cfg agent.Config) (current, next string) {
 // inUse waits until the n-th credential, from 0, is the only one on both sides.
 func inUse(t *testing.T, s *server, cfg agent.Config, n int) {
 	t.Helper()
-	current, next := credentials(cfg)
-	eventually(t, s.see(func() bool { return len(s.given) > n && s.credentials[s.given[n]] == active && s.line != nil && s.line.credential == s.given[n] }), "the credential is used")
+	current, next := credentialFiles(cfg)
+	eventually(t, s.see(func() bool {
+		return len(s.given) > n && s.credentials[s.given[n]] == active && s.line != nil && s.line.credential == s.given[n]
+	}), "the credential is used")
 	eventually(t, func() bool { return read(t, current) == s.given[n] }, "the credential is stored")
 	require.NoFileExists(t, next)
 	require.Equal(t, "0600", fileMode(t, current))
@@ -70,7 +72,7 @@ func TestACrashDuringARotationLosesNothing(t *testing.T) {
 				return unavailable()
 			})
 			s.hintRotation()
-			eventually(t, func() bool { return first.cmd.ProcessState != nil }, "the agent is dead")
+			<-first.dead
 			s.do(func() { s.afterRotate, s.beforeFirstUse, s.afterFirstUse = nil, nil, nil })
 
 			startChild(t, cfg)
@@ -96,7 +98,7 @@ func TestARefusedNewCredentialIsDroppedForTheOldOne(t *testing.T) {
 	})
 	s.hintRotation()
 	eventually(t, s.see(func() bool { return len(s.given) == 2 && s.credentials[s.given[1]] == revoked }), "the new credential is refused")
-	_, next := credentials(cfg)
+	_, next := credentialFiles(cfg)
 	e := s.add(csrWork("cert-1"))
 	require.NotNil(t, s.result(e).GetCsr(), "the agent goes on with the old credential")
 	inUse(t, s, cfg, 0)

@@ -236,7 +236,9 @@ func (g *Gateway) Serve(ctx context.Context, lis net.Listener) error {
 	case <-ctx.Done():
 	}
 	err := g.stop(ctx)
-	_ = <-served // http.ErrServerClosed
+	if ended := <-served; !errors.Is(ended, http.ErrServerClosed) {
+		err = errors.Join(err, fmt.Errorf("gateway: serve: %w", ended))
+	}
 	return err
 }
 

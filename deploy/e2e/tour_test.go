@@ -281,7 +281,7 @@ func (in *installation) audited(t *testing.T) {
 			return len(in.must(t, http.MethodGet, "/api/v1/audit?action="+action, nil).list("events")) > 0
 		})
 	}
-	require.Contains(t, in.certctl(t, "audit", "verify"), "valid")
+	require.Contains(t, in.certctl(t, "audit", "verify"), "intact")
 	verdict := in.must(t, http.MethodPost, "/api/v1/audit/verify", object{})
 	require.Equal(t, true, verdict["valid"])
 	require.Positive(t, verdict["events_checked"])

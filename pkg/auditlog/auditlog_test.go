@@ -21,7 +21,7 @@ import (
 
 var alice = rpcctx.Caller{Type: rpcctx.User, ID: "alice", Role: rpcctx.RoleOperator}
 
-func record(t *testing.T, ctx context.Context, e auditlog.Entry) *auditv1.Record {
+func record(ctx context.Context, t *testing.T, e auditlog.Entry) *auditv1.Record {
 	t.Helper()
 	r, ok := auditlog.Event(ctx, e).Payload.(*auditv1.Record)
 	require.True(t, ok)
@@ -66,11 +66,11 @@ func TestAnEventIsWrittenInTheTransactionOfTheChange(t *testing.T) {
 func TestTheActorIsTheOneForWhomAPeerActs(t *testing.T) {
 	t.Parallel()
 	ctx := rpcctx.WithCaller(t.Context(), rpcctx.ServiceCaller("renewalscheduler"))
-	require.Equal(t, "renewalscheduler", record(t, ctx, auditlog.Entry{Action: "a"}).GetActor().GetId())
+	require.Equal(t, "renewalscheduler", record(ctx, t, auditlog.Entry{Action: "a"}).GetActor().GetId())
 	ctx = rpcctx.WithOnBehalfOf(ctx, alice)
-	require.Equal(t, "alice", record(t, ctx, auditlog.Entry{Action: "a"}).GetActor().GetId())
+	require.Equal(t, "alice", record(ctx, t, auditlog.Entry{Action: "a"}).GetActor().GetId())
 	named := &typev1.Actor{Type: typev1.Actor_AGENT, Id: "agt-1"}
-	got := record(t, ctx, auditlog.Entry{Action: "a", Actor: named, Outcome: auditlog.Denied})
+	got := record(ctx, t, auditlog.Entry{Action: "a", Actor: named, Outcome: auditlog.Denied})
 	require.Equal(t, "agt-1", got.GetActor().GetId(), "an actor that is named goes first")
 	require.Equal(t, auditlog.Denied, got.GetOutcome())
 }

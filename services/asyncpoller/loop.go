@@ -15,6 +15,9 @@ import (
 	"github.com/certctl/certctl/services/asyncpoller/internal/store"
 )
 
+// lookBudget bounds one look at the table; it is not bound by how often that is done.
+const lookBudget = 10 * time.Second
+
 // rowSlack is what the work on a row may take beside the call to the CA: the result handed over and written.
 const rowSlack = recordTimeout + 5*time.Second
 
@@ -67,7 +70,7 @@ func (d *dispatch) loops(cfg Config, deps Deps, st *store.Store) (*tick.Group, e
 	return group, errors.Join(
 		group.Register(tick.Loop{
 			Name: "poll dispatch", Description: "asks CAs about pending orders that are due", Interval: cfg.PollInterval,
-			Run: d.look(st, stuck), Kick: d.kicker.C(),
+			Budget: lookBudget, Run: d.look(st, stuck), Kick: d.kicker.C(),
 		}),
 		group.Register(tick.Loop{
 			Name: "poll prune", Description: "forgets watches that ended more than 7 days ago", Interval: time.Hour,

@@ -148,7 +148,7 @@ func (p *Proxy) requests(ss grpc.ServerStream, cs grpc.ClientStream) error {
 			return errs.New(errs.ResourceExhausted, "MESSAGE_TOO_LARGE", "the message is larger than %d bytes", p.cfg.MaxMessage)
 		}
 		if cs.SendMsg(&m) != nil {
-			return nil // the service has ended the call; answers tells how
+			return nil //nolint:nilerr // the service has ended the call, and answers tells how
 		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/certctl/certctl/pkg/config"
 	"github.com/certctl/certctl/pkg/version"
+	"github.com/certctl/certctl/services/cmd/certctl/internal/client"
 	"github.com/certctl/certctl/services/cmd/certctl/internal/serve"
 	"github.com/certctl/certctl/services/cmd/certctl/internal/settings"
 )
@@ -29,7 +30,7 @@ func run(ctx context.Context) int {
 	root := command()
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "certctl:", err)
-		return 1
+		return client.ExitCode(err)
 	}
 	return 0
 }
@@ -43,6 +44,7 @@ func command() *cobra.Command {
 		Version:       version.String(),
 	}
 	root.AddCommand(serveCommand(), migrateCommand(), configCommand())
+	root.AddCommand(client.Commands(client.Config{Environ: os.Environ(), Also: []any{settings.Server{}}})...)
 	return root
 }
 
@@ -59,7 +61,7 @@ func load(cmd *cobra.Command) (settings.Server, error) {
 			flags[k.Flag] = f.Value.String()
 		}
 	}
-	warnings, err := config.Load(&s, os.Environ(), config.Options{Flags: flags, Also: []any{clientSettings()}})
+	warnings, err := config.Load(&s, os.Environ(), config.Options{Flags: flags, Also: []any{client.Settings{}}})
 	for _, w := range warnings {
 		fmt.Fprintln(cmd.ErrOrStderr(), "certctl: warning:", w)
 	}
@@ -155,7 +157,7 @@ func configCommand() *cobra.Command {
 		Args:   cobra.NoArgs,
 		Hidden: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return config.Document(cmd.OutOrStdout(), "Settings of certctl", settings.Server{}, clientSettings())
+			return config.Document(cmd.OutOrStdout(), "Settings of certctl", settings.Server{}, client.Settings{})
 		},
 	}
 	cmd.AddCommand(check, document)

@@ -62,11 +62,16 @@ func newConnectors(source Source, types issuer.Types, now func() time.Time) *con
 // get gives the connector of an issuer as it is configured now. A configuration that does not work is an error of package
 // issuer, others come from the source.
 func (c *connectors) get(ctx context.Context, issuerID string) (*connector, error) {
-	k := c.known(issuerID)
-	if k.connector != nil && c.now().Sub(k.seen) < credentialsFresh {
-		return k.connector, nil
+	if in, current := c.known(issuerID); current {
+		return in, nil
 	}
-	got, err, _ := c.flight.Do(issuerID, func() (any, error) { return c.refresh(ctx, issuerID, k.connector) })
+	got, err, _ := c.flight.Do(issuerID, func() (any, error) {
+		in, current := c.known(issuerID) // a flight may have ended just now
+		if current {
+			return in, nil
+		}
+		return c.refresh(ctx, issuerID, in)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -119,10 +124,12 @@ func (e *buildError) Error() string {
 }
 func (e *buildError) Unwrap() error { return e.cause }
 
-func (c *connectors) known(issuerID string) known {
+// known gives the connector that there is, nil if none, and whether its configuration is current.
+func (c *connectors) known(issuerID string) (in *connector, current bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.byIssuer[issuerID]
+	k, ok := c.byIssuer[issuerID]
+	return k.connector, ok && c.now().Sub(k.seen) < credentialsFresh
 }
 
 func (c *connectors) keep(issuerID string, in *connector) {

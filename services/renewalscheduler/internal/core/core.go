@@ -72,8 +72,10 @@ type Core struct {
 }
 
 const (
-	// leaseFor outlives the longest call that a handler makes; a dead process's row is free after it.
-	leaseFor = 90 * time.Second
+	// leaseFor is how long a dead process keeps a row; a live one renews the lease while it works.
+	leaseFor = 15 * time.Second
+	// workFor bounds the work on one row. It outlives the longest call that a handler makes.
+	workFor = 90 * time.Second
 	// lookAgain is how often a running sweep looks for rows that became due by time alone.
 	lookAgain = 5 * time.Second
 )
@@ -98,7 +100,7 @@ func New(cfg Config, deps Deps) (*Core, error) {
 		{&c.cancellations, "task_cancellations", deps.Store.Cancellations(), c.cancelTask},
 	} {
 		r, err := lease.NewRunner(lease.RunnerConfig{
-			Name: q.name, Slots: cfg.Concurrency, LeaseFor: leaseFor, Interval: lookAgain,
+			Name: q.name, Slots: cfg.Concurrency, LeaseFor: leaseFor, Timeout: workFor, Interval: lookAgain,
 			Backoff: lease.Backoff{Base: 2 * time.Second, Cap: 2 * time.Minute},
 		}, lease.RunnerDeps{Table: q.table, DB: deps.Store.Pool(), Handle: q.handle, Logger: deps.Log, Registry: deps.Registry})
 		if err != nil {

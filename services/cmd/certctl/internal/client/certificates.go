@@ -12,6 +12,7 @@ import (
 	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
 	schedulerv1 "github.com/certctl/certctl/proto/gen/go/certctl/renewalscheduler/v1"
 	"github.com/certctl/certctl/services/cmd/certctl/internal/client/internal/field"
+	"github.com/certctl/certctl/services/cmd/certctl/internal/client/internal/show"
 )
 
 func listCertificates() method {
@@ -215,7 +216,7 @@ func (a *app) explainCommand() *cobra.Command {
 
 func explained(s *session, _ string, answer proto.Message) error {
 	e, ok := answer.(*schedulerv1.ExplainCertificateResponse)
-	if !ok || s.format != "table" {
+	if !ok || s.format != show.Table {
 		return s.describe(answer)
 	}
 	lines := append([]string{e.GetSummary(), ""}, explanation(e, s)...)

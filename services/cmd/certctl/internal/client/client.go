@@ -14,6 +14,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"io"
 	"time"
 
@@ -112,7 +113,9 @@ type action func(ctx context.Context, s *session, args []string) error
 func (a *app) leaf(c *cobra.Command, args cobra.PositionalArgs, act action) *cobra.Command {
 	c.SilenceErrors, c.SilenceUsage = true, true
 	c.Args = func(c *cobra.Command, given []string) error {
-		if err := args(c, given); err != nil {
+		// Cobra asks for required flags after this, with an error that nobody could tell from another.
+		err := errors.Join(args(c, given), c.ValidateRequiredFlags(), c.ValidateFlagGroups())
+		if err != nil {
 			return usage(err.Error() + "\nusage: " + c.UseLine())
 		}
 		return nil

@@ -75,4 +75,3 @@ func readEntry(path string) (*structpb.Value, error) {
 	text, err := readBounded(path)
 	return structpb.NewStringValue(text), err
 }
-

@@ -13,8 +13,8 @@ import (
 	typev1 "github.com/certctl/certctl/proto/gen/go/certctl/type/v1"
 )
 
-// waitJob follows a job to its end; an end that is not COMPLETED is an error.
-func (s *session) waitJob(ctx context.Context, id string) (*schedulerv1.Job, error) {
+// waitJob follows a job to its end; an end that is not COMPLETED is an error. Each state is shown to stop, which may end the wait.
+func (s *session) waitJob(ctx context.Context, id string, stop func(*schedulerv1.Job) error) (*schedulerv1.Job, error) {
 	jobs := schedulerv1.NewJobServiceClient(s.conn)
 	var job *schedulerv1.Job
 	err := s.until(ctx, func(ctx context.Context) (bool, error) {
@@ -24,7 +24,7 @@ func (s *session) waitJob(ctx context.Context, id string) (*schedulerv1.Job, err
 		}
 		job = resp.GetJob()
 		s.pending(jobState(job), "go on waiting with: certctl jobs watch "+id)
-		return ended(job), nil
+		return ended(job), stop(job)
 	})
 	if err != nil {
 		return nil, err
@@ -64,6 +64,7 @@ func waitsFor(j *schedulerv1.Job) string {
 		if holders := keyHolders(j, schedulerv1.JobKey_AWAITING_CSR); len(holders) > 0 {
 			return "a key is made by " + strings.Join(holders, " and ")
 		}
+		return "somebody who keeps the key sends a CSR with: certctl certificates csr " + j.GetCertificateId() + " -f request.pem"
 	case schedulerv1.Job_AWAITING_CA:
 		if j.GetOrderId() != "" {
 			return "the CA has " + j.GetOrderId()
@@ -104,11 +105,27 @@ func jobFailure(j *schedulerv1.Job) error {
 
 // waitIssued follows a job, and then the deployments of the versions that it made.
 func (s *session) waitIssued(ctx context.Context, id string) error {
-	job, err := s.waitJob(ctx, id)
+	job, err := s.waitJob(ctx, id, withoutKey)
 	if err != nil {
 		return err
 	}
 	return s.waitServed(ctx, job)
+}
+
+// goOn never ends a wait.
+func goOn(*schedulerv1.Job) error { return nil }
+
+// withoutKey ends the wait for a job that no agent can go on with: only the one who waits could.
+func withoutKey(j *schedulerv1.Job) error {
+	if j.GetStatus() != schedulerv1.Job_AWAITING_CSR || len(j.GetKeys()) == 0 || len(keyHolders(j, schedulerv1.JobKey_AWAITING_CSR)) > 0 {
+		return nil
+	}
+	return &Failure{
+		Message: "certificate " + j.GetCertificateId() + " has no target whose agent could make its key: the job waits for a CSR",
+		Hint: "make a key and a CSR with the same names, then: certctl certificates csr " + j.GetCertificateId() + " -f request.pem --wait\n" +
+			"or give it a target with: certctl certificates update " + j.GetCertificateId() + " --target TARGET",
+		Code: exitError,
+	}
 }
 
 // waitServed waits until each target whose agent got a key by the job serves the version of it.
@@ -229,13 +246,6 @@ func followCreated(ctx context.Context, s *session, answer proto.Message) (proto
 	if err != nil {
 		return nil, err
 	}
-	if job.GetStatus() == schedulerv1.Job_AWAITING_CSR && len(cert.GetTargetIds()) == 0 {
-		return nil, &Failure{
-			Message: "certificate " + cert.GetId() + " has no target whose agent could make its key: it waits for a CSR",
-			Hint:    "make a key and a CSR with the same names, then: certctl certificates csr " + cert.GetId() + " -f request.pem --wait",
-			Code:    exitError,
-		}
-	}
 	if err := s.waitIssued(ctx, job.GetId()); err != nil {
 		return nil, err
 	}
@@ -252,8 +262,7 @@ func (s *session) firstJob(ctx context.Context, certificateID string) (*schedule
 			return false, err
 		}
 		job = resp.GetJobs()[0]
-		// A job that was just opened decides at once what it waits for.
-		return job.GetStatus() != schedulerv1.Job_PENDING, nil
+		return true, nil
 	})
 	return job, err
 }
@@ -283,7 +292,7 @@ func followJobs(ctx context.Context, s *session, answer proto.Message) (proto.Me
 	}
 	ended := &schedulerv1.DeployCertificateResponse{}
 	for _, j := range resp.GetJobs() {
-		job, err := s.waitJob(ctx, j.GetId())
+		job, err := s.waitJob(ctx, j.GetId(), goOn)
 		if err != nil {
 			return nil, err
 		}

@@ -128,4 +128,3 @@ func columnsOfList(resp proto.Message) []show.Column {
 	fd := collection(resp)
 	return columnsOf(resp.ProtoReflect().Get(fd).List().NewElement().Message().Interface())
 }
-

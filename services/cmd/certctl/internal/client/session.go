@@ -20,8 +20,7 @@ import (
 const (
 	// callTimeout bounds a call whose context has no deadline of its own.
 	callTimeout = 30 * time.Second
-	// retryPause is the pause before the one repeat, unless the server says another within maxRetryPause.
-	retryPause    = 500 * time.Millisecond
+	// maxRetryPause bounds the pause before the one repeat when the server says one; else it is two polls.
 	maxRetryPause = 5 * time.Second
 )
 
@@ -110,7 +109,7 @@ func (s *session) call(ctx context.Context, m method, req proto.Message) (proto.
 	if !errs.IsKind(err, errs.Unavailable) || !identified(req) || s.handshake.last() != nil {
 		return resp, err
 	}
-	pause := retryPause
+	pause := 2 * s.cfg.Poll
 	if d, ok := errs.From(err).RetryDelay(); ok {
 		pause = min(d, maxRetryPause)
 	}

@@ -123,3 +123,6 @@ func article(kind string) string {
 
 // defaultTimeout bounds --wait.
 const defaultTimeout = 5 * time.Minute
+
+// watchTimeout bounds watch, which somebody may leave running.
+const watchTimeout = 24 * time.Hour
