@@ -54,7 +54,7 @@ func (j journal) Record(ctx context.Context, r core.Result) (ended bool, err err
 func request(r core.Result) *issuancev1.RecordPollResultRequest {
 	out := &issuancev1.RecordPollResultRequest{
 		OrderId: r.OrderID, Outcome: outcomeOf(r.Outcome), CertificatePem: r.CertificatePEM, CaReference: r.CAReference,
-		PollAttempts: int32(r.Attempts), //nolint:gosec // the column is an int32
+		PollAttempts: int32(r.Attempts),
 	}
 	if r.Reason != "" || r.Message != "" {
 		out.Problem = &typev1.Problem{Reason: r.Reason, Message: r.Message}

@@ -74,6 +74,7 @@ type polls struct {
 	*API
 }
 
+// CreatePoll watches an order.
 func (s *polls) CreatePoll(ctx context.Context, r *asyncpollerv1.CreatePollRequest) (*asyncpollerv1.CreatePollResponse, error) {
 	if err := onlyPeers(ctx, issuance); err != nil {
 		return nil, err
@@ -86,6 +87,7 @@ func (s *polls) CreatePoll(ctx context.Context, r *asyncpollerv1.CreatePollReque
 	return &asyncpollerv1.CreatePollResponse{Poll: message(p)}, nil
 }
 
+// PollNow asks the CA about an order at once.
 func (s *polls) PollNow(ctx context.Context, r *asyncpollerv1.PollNowRequest) (*asyncpollerv1.PollNowResponse, error) {
 	if err := onlyPeers(ctx, issuance); err != nil {
 		return nil, err
@@ -98,6 +100,7 @@ func (s *polls) PollNow(ctx context.Context, r *asyncpollerv1.PollNowRequest) (*
 	return &asyncpollerv1.PollNowResponse{Poll: message(p)}, nil
 }
 
+// CancelPoll ends the watch of an order that was given up.
 func (s *polls) CancelPoll(ctx context.Context, r *asyncpollerv1.CancelPollRequest) (*asyncpollerv1.CancelPollResponse, error) {
 	if err := onlyPeers(ctx, issuance); err != nil {
 		return nil, err
@@ -108,6 +111,7 @@ func (s *polls) CancelPoll(ctx context.Context, r *asyncpollerv1.CancelPollReque
 	return &asyncpollerv1.CancelPollResponse{}, nil
 }
 
+// BatchGetPolls answers those polls that there are.
 func (s *polls) BatchGetPolls(ctx context.Context, r *asyncpollerv1.BatchGetPollsRequest) (*asyncpollerv1.BatchGetPollsResponse, error) {
 	if err := onlyPeers(ctx, issuance, renewalScheduler); err != nil {
 		return nil, err
@@ -133,7 +137,7 @@ func watchOf(r *asyncpollerv1.CreatePollRequest) core.Watch {
 func message(p core.Poll) *asyncpollerv1.Poll {
 	return &asyncpollerv1.Poll{
 		OrderId: p.OrderID, IssuerId: p.IssuerID, State: asyncpollerv1.Poll_State(asyncpollerv1.Poll_State_value[p.State]),
-		Attempts: int32(p.Attempts), LastAnswer: p.LastAnswer, //nolint:gosec // the column is an int32
+		Attempts: int32(p.Attempts), LastAnswer: p.LastAnswer,
 		DueTime: timestamppb.New(p.DueTime), DeadlineTime: timestamppb.New(p.DeadlineTime), CreateTime: timestamppb.New(p.CreateTime),
 	}
 }

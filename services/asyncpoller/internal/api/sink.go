@@ -21,6 +21,7 @@ type sink struct {
 	*API
 }
 
+// Deliver applies events.
 func (s *sink) Deliver(ctx context.Context, r *eventv1.DeliverRequest) (*eventv1.DeliverResponse, error) {
 	if err := onlyPeers(ctx, issuance); err != nil {
 		return nil, err

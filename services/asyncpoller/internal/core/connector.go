@@ -75,7 +75,7 @@ func (c *connectors) get(ctx context.Context, issuerID string) (*connector, erro
 	if err != nil {
 		return nil, err
 	}
-	return got.(*connector), nil //nolint:forcetypeassert // the function above makes nothing else
+	return got.(*connector), nil //nolint:forcetypeassert,errcheck // the function above makes nothing else
 }
 
 func (c *connectors) refresh(ctx context.Context, issuerID string, old *connector) (*connector, error) {

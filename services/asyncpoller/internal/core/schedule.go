@@ -65,5 +65,5 @@ func (s Schedule) draw(n time.Duration) time.Duration {
 	if s.Draw != nil {
 		return s.Draw(n)
 	}
-	return rand.N(n)
+	return rand.N(n) //nolint:gosec // jitter is no secret
 }
