@@ -58,8 +58,7 @@ func (a *app) verify() *cobra.Command {
 	c.Flags().Int64Var(&req.LastSequence, "last", 0, "last sequence to check (default the end)")
 	timeout := timeoutFlag(c, verifyTimeout)
 	return a.leaf(c, cobra.NoArgs, func(ctx context.Context, s *session, _ []string) error {
-		ctx, cancel := context.WithTimeout(ctx, timeout.timeout)
-		defer cancel()
+		s.limit = timeout.timeout
 		resp, err := auditv1.NewAuditServiceClient(s.conn).VerifyEvents(ctx, req)
 		if err != nil {
 			return err

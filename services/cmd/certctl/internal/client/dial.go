@@ -108,3 +108,13 @@ type responded struct{ header, trailer metadata.MD }
 
 // any tells whether the other side sent something: without a connection there is neither.
 func (r responded) any() bool { return len(r.header) > 0 || len(r.trailer) > 0 }
+
+// first gives the first value of a key.
+func (r responded) first(key string) string {
+	for _, md := range []metadata.MD{r.header, r.trailer} {
+		if values := md.Get(key); len(values) > 0 {
+			return values[0]
+		}
+	}
+	return ""
+}

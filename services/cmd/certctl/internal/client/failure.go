@@ -77,7 +77,7 @@ func usagef(format string, a ...any) *Failure { return usage(fmt.Sprintf(format,
 
 func unknownCommand(c *cobra.Command, name string) error {
 	message := fmt.Sprintf("%q is no command of %q", name, c.CommandPath())
-	c.SuggestionsMinimumDistance = 2
+	c.SuggestionsMinimumDistance = max(1, len(name)/3)
 	if near := c.SuggestionsFor(name); len(near) > 0 {
 		slices.Sort(near)
 		message += "; did you mean " + strings.Join(near, " or ") + "?"
@@ -130,6 +130,10 @@ func (s *session) advise(f *Failure, e *errs.Error) {
 		f.Message = fmt.Sprintf("%s did not answer in time", s.access.url)
 	case errs.Canceled:
 		f.Message = "interrupted"
+	case errs.Internal:
+		if id, ok := s.requestID.Load().(string); ok && id != "" {
+			f.Hint = "the server's log has more, under request id " + id
+		}
 	case errs.Unavailable:
 		s.adviseConnection(f)
 	default:

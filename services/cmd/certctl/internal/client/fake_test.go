@@ -103,6 +103,9 @@ func (g *gateway) home(t *testing.T) string {
 }
 
 func (g *gateway) serve(ctx context.Context, req any, info *grpc.UnaryServerInfo, _ grpc.UnaryHandler) (any, error) {
+	if err := grpc.SetHeader(ctx, metadata.Pairs("x-request-id", "req-1")); err != nil {
+		return nil, err
+	}
 	md, _ := metadata.FromIncomingContext(ctx)
 	switch authorization := md.Get("authorization"); {
 	case len(authorization) == 0:
@@ -166,6 +169,10 @@ type program struct {
 
 func (p program) run(t *testing.T, args ...string) result {
 	t.Helper()
+	return p.runContext(t.Context(), args...)
+}
+
+func (p program) runContext(ctx context.Context, args ...string) result {
 	root := &cobra.Command{Use: "certctl"}
 	root.AddCommand(client.Commands(client.Config{
 		Environ: p.environ, Now: func() time.Time { return now }, Poll: time.Millisecond,
@@ -176,7 +183,7 @@ func (p program) run(t *testing.T, args ...string) result {
 	root.SetErr(&errOut)
 	root.SetIn(strings.NewReader(p.input))
 	root.SetArgs(args)
-	err := root.ExecuteContext(t.Context())
+	err := root.ExecuteContext(ctx)
 	return result{out.String(), errOut.String(), err, client.ExitCode(err)}
 }
 

@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	// callTimeout bounds a call whose context has no deadline of its own.
+	// callTimeout bounds a call, unless the session has another limit.
 	callTimeout = 30 * time.Second
 	// maxRetryPause bounds the pause before the one repeat when the server says one; else it is two polls.
 	maxRetryPause = 5 * time.Second
@@ -32,7 +32,11 @@ type session struct {
 	format    show.Format
 	conn      *grpc.ClientConn
 	handshake *handshake
-	answered  atomic.Bool
+	// limit bounds each call.
+	limit    time.Duration
+	answered atomic.Bool
+	// requestID is that of the last answer, under which the server's log has it.
+	requestID atomic.Value
 
 	// state is what is waited for, and resume how to go on waiting.
 	state, resume string
@@ -51,7 +55,7 @@ func (a *app) open(c *cobra.Command) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &session{cmd: c, cfg: a.cfg, access: ac, format: format, handshake: &handshake{}}
+	s := &session{cmd: c, cfg: a.cfg, access: ac, format: format, handshake: &handshake{}, limit: callTimeout}
 	if s.conn, err = s.dial(); err != nil {
 		return nil, err
 	}
@@ -88,15 +92,13 @@ func (s *session) spoke() bool { return s.answered.Load() }
 
 // intercept gives every call a time limit and notes whether the gateway answered.
 func (s *session) intercept(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, callTimeout)
-		defer cancel()
-	}
+	ctx, cancel := context.WithTimeout(ctx, s.limit)
+	defer cancel()
 	var answer responded
 	err := invoke(ctx, method, req, reply, cc, append(opts, grpc.Header(&answer.header), grpc.Trailer(&answer.trailer))...)
 	if err == nil || answer.any() {
 		s.answered.Store(true)
+		s.requestID.Store(answer.first("x-request-id"))
 	}
 	return err
 }

@@ -41,8 +41,8 @@ func (w *waiting) follow(ctx context.Context, s *session, f func(context.Context
 	if err == nil || !errors.Is(context.Cause(limited), errUnfinished) || ctx.Err() != nil {
 		return m, err
 	}
-	if f := (*Failure)(nil); errors.As(err, &f) && f.Code != exitTimeout {
-		return nil, err
+	if f := (*Failure)(nil); errors.As(err, &f) {
+		return m, err
 	}
 	return nil, s.unfinished(w.timeout, err)
 }
@@ -78,7 +78,7 @@ func (s *session) until(ctx context.Context, check func(context.Context) (done b
 			away = false
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case !s.spoke() || !errs.IsKind(err, errs.Unavailable, errs.ResourceExhausted):
+		case !s.spoke() || !errs.IsKind(err, errs.Unavailable, errs.ResourceExhausted, errs.DeadlineExceeded):
 			return err
 		case !away:
 			away = true

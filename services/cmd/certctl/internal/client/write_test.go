@@ -104,7 +104,7 @@ func TestAFileThatIsNotRightIsAUsageError(t *testing.T) {
 		"name: a\n---\nname: b\n":       "more than one resource",
 		"[1]":                           "cannot unmarshal",
 		`{"type":["nginx"]}`:            "type",
-		"create_time: 2026-01-01T1Z":    "create_time",
+		"create_time: 2026-01-01T1Z":    "google.protobuf.Timestamp",
 		`{"endpoint":{"starttls":"X"}}`: "starttls",
 	} {
 		r := program{environ: []string{"CERTCTL_DATA_DIR=" + g.dir}, input: text}.run(t, "targets", "create", "-f", "-")
@@ -255,9 +255,9 @@ func TestACertificateIsRevokedWithAReason(t *testing.T) {
 	require.ErrorContains(t, r.failure, "write one of KEY_COMPROMISE, CA_COMPROMISE")
 
 	golden(t, `
-	certificate_id:  cert-a
-	state:           REVOKED
-	reason:          KEY_COMPROMISE
+	certificate_id:     cert-a
+	state:              REVOKED
+	reason:             KEY_COMPROMISE
 	versions:
 	  - version:        1
 	    serial_number:  ab

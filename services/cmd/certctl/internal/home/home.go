@@ -32,7 +32,7 @@ func Open(path string) (Dir, error) {
 	if err != nil {
 		return "", fmt.Errorf("data directory: %w", err)
 	}
-	if err := os.MkdirAll(abs, 0o711); err != nil {
+	if err := os.MkdirAll(abs, 0o711); err != nil { //nolint:gosec // Postgres runs as another user and has to pass through
 		return "", fmt.Errorf("make data directory: %w", err)
 	}
 	return Dir(abs), nil

@@ -10,6 +10,8 @@ import (
 	"go.uber.org/zap/zapcore"
 	"google.golang.org/grpc"
 
+	"github.com/certctl/certctl/pkg/connector/issuer"
+	"github.com/certctl/certctl/pkg/connector/issuer/catalog"
 	"github.com/certctl/certctl/pkg/logx"
 	"github.com/certctl/certctl/pkg/metrics"
 	"github.com/certctl/certctl/pkg/peertls"
@@ -30,6 +32,8 @@ type process struct {
 	secret secretbox.Secret
 	// memory is the network of services in one process; nil: they meet over TCP.
 	memory *rpc.MemoryNetwork
+	// issuerTypes are the CAs that there are connectors for.
+	issuerTypes issuer.Types
 
 	databaseURL secretbox.Secret
 	registries  map[string]*metrics.Registry
@@ -50,7 +54,7 @@ func newProcess(cfg settings.Server, name string) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &process{cfg: cfg, log: log, dir: dir, secret: cfg.Secrets.Internal, databaseURL: cfg.Postgres.URL,
+	return &process{cfg: cfg, log: log, dir: dir, secret: cfg.Secrets.Internal, databaseURL: cfg.Postgres.URL, issuerTypes: catalog.Types(),
 		registries: make(map[string]*metrics.Registry), services: make(map[string]service),
 		gatherers: []prometheus.Gatherer{metrics.NewProcess(version.Version)}}, nil
 }

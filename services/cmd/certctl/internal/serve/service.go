@@ -8,7 +8,6 @@ import (
 
 	"google.golang.org/grpc"
 
-	"github.com/certctl/certctl/pkg/connector/issuer/catalog"
 	"github.com/certctl/certctl/pkg/connector/target"
 	"github.com/certctl/certctl/pkg/pg"
 	"github.com/certctl/certctl/pkg/rpc"
@@ -101,7 +100,7 @@ func (p *process) issuance(db *pg.DB) (service, error) {
 		CRLGenerationInterval: p.cfg.Loops.CRLGeneration, EnrolmentGCInterval: p.cfg.Loops.EnrolmentGC,
 		PollMaxWait: time.Duration(p.cfg.Loops.AsyncPollMaxWait) * time.Second,
 	}, issuance.Deps{
-		DB: db, Log: p.log.Named(nameIssuance), Metrics: p.registry(nameIssuance), Box: box, IssuerTypes: catalog.Types(),
+		DB: db, Log: p.log.Named(nameIssuance), Metrics: p.registry(nameIssuance), Box: box, IssuerTypes: p.issuerTypes,
 		Peers: issuance.Peers{Inventory: peers[nameInventory], RenewalScheduler: peers[nameRenewalScheduler],
 			AsyncPoller: peers[nameAsyncPoller], Audit: peers[nameAudit]},
 	})
@@ -137,7 +136,7 @@ func (p *process) asyncPoller(db *pg.DB) (service, error) {
 	return asyncpoller.New(asyncpoller.Config{
 		PollInterval: p.cfg.Loops.AsyncPoll, MaxWait: time.Duration(p.cfg.Loops.AsyncPollMaxWait) * time.Second,
 	}, asyncpoller.Deps{
-		DB: db, Log: p.log.Named(nameAsyncPoller), Metrics: p.registry(nameAsyncPoller), IssuerTypes: catalog.Types(),
+		DB: db, Log: p.log.Named(nameAsyncPoller), Metrics: p.registry(nameAsyncPoller), IssuerTypes: p.issuerTypes,
 		Peers: asyncpoller.Peers{Issuance: peers[nameIssuance]},
 	})
 }

@@ -4,7 +4,6 @@ package field
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -193,11 +192,13 @@ func (v *value) complete(f Field) cobra.CompletionFunc {
 			if i := strings.LastIndexByte(toComplete, ','); i >= 0 {
 				done = toComplete[:i+1]
 			}
-			names := enumNames(v.leaf().Enum())
-			for i := range names {
-				names[i] = done + names[i]
+			var proposals []cobra.Completion
+			for _, name := range enumNames(v.leaf().Enum()) {
+				if strings.HasPrefix(done+name, toComplete) {
+					proposals = append(proposals, done+name)
+				}
 			}
-			return slices.Clip(names), cobra.ShellCompDirectiveNoFileComp
+			return proposals, cobra.ShellCompDirectiveNoFileComp
 		}
 	default:
 		return cobra.NoFileCompletions

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"text/tabwriter"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -13,18 +12,28 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// describe writes the fields that are set, each on a line, in the order of the API. Text of several lines (PEM) follows
-// its name.
+// describe writes the fields that are set, each on a line, in the order of the API, with their values under each other. Text
+// of several lines (PEM) follows its name.
 func (p Printer) describe(m proto.Message) error {
-	tw := tabwriter.NewWriter(p.Out, 0, 0, 2, ' ', 0)
-	for _, l := range p.lines("", m.ProtoReflect()) {
-		if _, err := fmt.Fprintln(tw, l); err != nil {
+	lines := p.lines("", m.ProtoReflect())
+	width := 0
+	for _, l := range lines {
+		if name, _, ok := strings.Cut(l, "\t"); ok {
+			width = max(width, len(name))
+		}
+	}
+	for _, l := range lines {
+		if name, text, ok := strings.Cut(l, "\t"); ok {
+			l = fmt.Sprintf("%-*s  %s", width, name, text)
+		}
+		if _, err := fmt.Fprintln(p.Out, l); err != nil {
 			return err
 		}
 	}
-	return tw.Flush()
+	return nil
 }
 
+// lines are the fields of a message; in those that have a value on the same line a tab is before it.
 func (p Printer) lines(indent string, m protoreflect.Message) []string {
 	var out []string
 	fields := m.Descriptor().Fields()

@@ -41,7 +41,7 @@ func (p Printer) table(items []proto.Message, columns []Column) error {
 }
 
 func (p Printer) cell(m proto.Message, c Column) string {
-	text := ""
+	var text string
 	switch {
 	case c.Text != nil:
 		text = c.Text(m)
