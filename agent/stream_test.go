@@ -133,6 +133,8 @@ func TestAFailedQuestionForWorkIsRepeatedSoon(t *testing.T) {
 	failures := 0
 	s.do(func() {
 		s.beforeList = func() error {
+			s.mu.Lock()
+			defer s.mu.Unlock()
 			failures++
 			if failures > 2 {
 				return nil

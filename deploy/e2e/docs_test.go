@@ -13,9 +13,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// repository is where the Markdown files are, seen from here.
-const repository = "../.."
-
 var (
 	mdFence     = regexp.MustCompile("(?ms)^```.*?^```[ \t]*$")
 	mdLink      = regexp.MustCompile(`\[[^\]]*\]\(([^)\s]+)\)`)
@@ -28,9 +25,9 @@ var (
 // documents are the Markdown files for people: the README, docs and deploy.
 func documents(t *testing.T) []string {
 	t.Helper()
-	files := []string{filepath.Join(repository, "README.md")}
+	files := []string{filepath.Join(root, "README.md")}
 	for _, dir := range []string{"docs", "deploy"} {
-		err := filepath.WalkDir(filepath.Join(repository, dir), func(path string, entry fs.DirEntry, err error) error {
+		err := filepath.WalkDir(filepath.Join(root, dir), func(path string, entry fs.DirEntry, err error) error {
 			if err == nil && entry.Type().IsRegular() && strings.HasSuffix(path, ".md") {
 				files = append(files, path)
 			}
@@ -97,7 +94,7 @@ func TestLinksBetweenDocumentsLeadSomewhere(t *testing.T) {
 func TestEveryVariableInTheDocumentsIsASetting(t *testing.T) {
 	t.Parallel()
 	known := make(map[string]bool)
-	for _, v := range settingName.FindAllString(read(t, filepath.Join(repository, "deploy", "ENVIRONMENTS.md")), -1) {
+	for _, v := range settingName.FindAllString(read(t, filepath.Join(root, "deploy", "ENVIRONMENTS.md")), -1) {
 		known[v] = true
 	}
 	require.Greater(t, len(known), 30, "the test does not see the settings")

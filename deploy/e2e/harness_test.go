@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -139,6 +140,35 @@ type installation struct {
 	client    *http.Client
 	key       string
 	caFile    string
+	shared    []string // environment of processes that run apart
+}
+
+// Keys of an installation that was started with people: one for each role, and two operators.
+const (
+	rootKey   = "key-of-root-0123456789"
+	aliceKey  = "key-of-alice-0123456789"
+	bobKey    = "key-of-bob-0123456789"
+	viewerKey = "key-of-vera-0123456789"
+	auditKey  = "key-of-otto-0123456789"
+)
+
+// people is the setting that gives an installation the keys of all roles.
+const people = "CERTCTL_AUTH_SECRET=root:admin:" + rootKey + ",alice:operator:" + aliceKey + ",bob:operator:" + bobKey +
+	",vera:viewer:" + viewerKey + ",otto:auditor:" + auditKey
+
+// as gives the installation as the owner of another key sees it.
+func (in *installation) as(key string) *installation {
+	other := *in
+	other.key = key
+	return &other
+}
+
+// withKey uses a key of people, where the settings have them.
+func (in *installation) withKey(settings []string) *installation {
+	if slices.Contains(settings, people) {
+		in.key = rootKey
+	}
+	return in
 }
 
 func environment(more ...string) []string {
@@ -149,18 +179,19 @@ func environment(more ...string) []string {
 }
 
 // startOne starts everything in one process, on a Postgres of its own.
-func startOne(t *testing.T) *installation {
+func startOne(t *testing.T, settings ...string) *installation {
 	t.Helper()
 	dir := filepath.Join(testpg.Dir(t), "data")
 	address := targettest.FreeAddress(t)
 	in := &installation{dir: dir, url: "https://" + address, processes: map[string]*process{}, server: []string{"certctl"}, caFile: filepath.Join(dir, "ca.crt")}
-	in.add(t, &process{name: "certctl", path: binaries.certctl, args: []string{"serve"}, env: environment("CERTCTL_DATA_DIR="+dir, "CERTCTL_LISTEN_ADDR="+address)})
+	env := append(environment("CERTCTL_DATA_DIR="+dir, "CERTCTL_LISTEN_ADDR="+address), settings...)
+	in.withKey(settings).add(t, &process{name: "certctl", path: binaries.certctl, args: []string{"serve"}, env: env})
 	in.ready(t)
 	return in
 }
 
 // startSix starts the gateway, the five services and an agent apart, on one Postgres.
-func startSix(t *testing.T) *installation {
+func startSix(t *testing.T, settings ...string) *installation {
 	t.Helper()
 	dir := filepath.Join(testpg.Dir(t), "data")
 	address := targettest.FreeAddress(t)
@@ -170,6 +201,7 @@ func startSix(t *testing.T) *installation {
 	require.NoError(t, err)
 	shared := environment("CERTCTL_DATABASE_URL="+testpg.URL(t), "CERTCTL_INTERNAL_SECRET="+hex.EncodeToString(secret),
 		"CERTCTL_DATA_DIR="+dir, "CERTCTL_LISTEN_ADDR="+address, "CERTCTL_AGENT_JOIN_TOKEN=a standing token for the fleet")
+	shared = append(shared, settings...)
 	services := []string{"audit", "inventory", "issuance", "renewalscheduler", "asyncpoller"}
 	listen := map[string]string{}
 	for _, s := range services {
@@ -184,12 +216,27 @@ func startSix(t *testing.T) *installation {
 		in.add(t, &process{name: s, path: binaries.certctl, args: []string{"serve", "--service", s}, env: append(shared[:len(shared):len(shared)], "CERTCTL_GRPC_LISTEN_ADDR="+listen[s])})
 		in.server = append(in.server, s)
 	}
-	in.add(t, &process{name: "gateway", path: binaries.certctl, args: []string{"serve", "--service", "gateway"}, env: shared})
+	in.shared = shared
+	in.withKey(settings).add(t, &process{name: "gateway", path: binaries.certctl, args: []string{"serve", "--service", "gateway"}, env: shared})
 	in.server = append(in.server, "gateway")
 	in.ready(t)
 	in.add(t, &process{name: "agent", path: binaries.agent, args: []string{"run"}, env: []string{"HOME=" + dir, "CERTCTL_SERVER=" + in.url,
 		"CERTCTL_SERVER_CA=" + in.caFile, "CERTCTL_DATA_DIR=" + filepath.Join(dir, "agent"), "CERTCTL_JOIN_TOKEN=a standing token for the fleet"}})
 	return in
+}
+
+// replica starts one more gateway of an installation whose processes run apart, and gives the installation as it looks
+// through that gateway.
+func (in *installation) replica(t *testing.T) *installation {
+	t.Helper()
+	address := targettest.FreeAddress(t)
+	other := in.as(in.key)
+	other.url, other.client = "https://"+address, nil
+	other.processes, other.server = map[string]*process{}, []string{"second gateway"}
+	env := append(in.shared[:len(in.shared):len(in.shared)], "CERTCTL_LISTEN_ADDR="+address) // the last one counts
+	other.add(t, &process{name: "second gateway", path: binaries.certctl, args: []string{"serve", "--service", "gateway"}, env: env})
+	other.ready(t)
+	return other
 }
 
 func (in *installation) add(t *testing.T, p *process) {
@@ -234,15 +281,17 @@ func (in *installation) connect() bool {
 	if err != nil {
 		return false
 	}
-	key, err := os.ReadFile(filepath.Join(in.dir, "api-key"))
-	if err != nil {
-		return false
+	if in.key == "" {
+		key, err := os.ReadFile(filepath.Join(in.dir, "api-key"))
+		if err != nil {
+			return false
+		}
+		in.key = strings.TrimSpace(string(key))
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(ca) {
 		return false
 	}
-	in.key = strings.TrimSpace(string(key))
 	in.client = &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}}}
 	return true
 }

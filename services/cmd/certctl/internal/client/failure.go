@@ -120,6 +120,9 @@ func (s *session) advise(f *Failure, e *errs.Error) {
 		if id := e.Meta()["job_id"]; id != "" {
 			f.Hint = "follow it with: certctl jobs watch " + id
 		}
+		if e.Reason() == "NOT_DUE" {
+			f.Hint = "renew it all the same with --force"
+		}
 	case errs.PreconditionFailed:
 		f.Hint = "it was changed meanwhile: get it again and repeat the change"
 	case errs.ResourceExhausted:

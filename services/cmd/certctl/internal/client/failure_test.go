@@ -39,6 +39,7 @@ func TestErrorsOfTheServerSayWhatToDo(t *testing.T) {
 		"certificate cert-a not found": errs.New(errs.NotFound, "CERTIFICATE_NOT_FOUND", "certificate cert-a not found"),
 		"the server refused the request:\n  dns_names[0]: \"a b\\x1b[2J\" is not a DNS name\n  name: is needed": v.Err(),
 		"job job-9 is open\nfollow it with: certctl jobs watch job-9":                                           errs.New(errs.Conflict, "JOB_OPEN", "job job-9 is open").With("job_id", "job-9"),
+		"not due\nrenew it all the same with --force":                                                           errs.New(errs.Conflict, "NOT_DUE", "not due"),
 		"is revoked": errs.New(errs.Conflict, "WRONG_STATE", "is revoked"),
 		"no\nthe role of the API key (from " + filepath.Join(g.dir, "api-key") + ") does not allow it": errs.New(errs.PermissionDenied, "ROLE", "no"),
 		"too many\ntry again in 3s": errs.New(errs.ResourceExhausted, "RATE", "too many").RetryAfter(3 * time.Second),
@@ -177,6 +178,10 @@ func TestAKeyThatIsNotRightSaysWhereItCameFrom(t *testing.T) {
 		require.EqualError(t, r.failure, "the API key is not valid\nthe API key was from "+want+" is it one of CERTCTL_AUTH_SECRET of the server?")
 		require.NotContains(t, r.failure.Error(), "wrong")
 	}
+	require.NoError(t, os.WriteFile(file, []byte("two\nlines"), 0o600))
+	r := g.run(t, "agents", "list", "--api-key-file", file)
+	require.Equal(t, 2, r.code)
+	require.ErrorContains(t, r.failure, "what is in "+file+" is no API key")
 	require.NoError(t, os.Remove(filepath.Join(g.dir, "api-key")))
 	require.ErrorContains(t, g.run(t, "agents", "list").failure, "no API key was sent: set CERTCTL_API_KEY")
 }

@@ -119,6 +119,9 @@ func (s Settings) resolve(keyFrom string) (access, error) {
 			return access{}, err
 		}
 	}
+	if strings.ContainsFunc(ac.key.Reveal(), func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return access{}, usagef("what is in %s is no API key: it has spaces, line breaks or letters that no key has", ac.keyFrom)
+	}
 	return ac, s.findCA(&ac, local)
 }
 

@@ -180,8 +180,8 @@ func TestAProfileTakesDurationsWithDays(t *testing.T) {
 	require.True(t, got.GetRequiresApproval())
 	require.Len(t, got.GetExtendedKeyUsages(), 2)
 	golden(t, `
-	ID  NAME   VALIDITY  NAMES          APPROVAL
-	-   short  36h0m0s   *.example.com  yes
+	ID  NAME   VALIDITY   NAMES          APPROVAL
+	-   short  1d12h0m0s  *.example.com  yes
 	`, r.out)
 }
 

@@ -23,6 +23,15 @@ func TestTimesAreToldInOneUnit(t *testing.T) {
 	}
 }
 
+func TestDurationsHaveDaysAndNoFractionsOfSeconds(t *testing.T) {
+	t.Parallel()
+	for d, want := range map[time.Duration]string{
+		0: "0s", time.Hour: "1h0m0s", 2160 * time.Hour: "90d", 36 * time.Hour: "1d12h0m0s", 48*time.Hour + time.Second + time.Millisecond: "2d1s",
+	} {
+		require.Equal(t, want, show.Duration(d))
+	}
+}
+
 func TestTextForTerminalsHasNoControlCharacters(t *testing.T) {
 	t.Parallel()
 	require.Equal(t, `plain ü 漢`, show.Clean("plain ü 漢"))

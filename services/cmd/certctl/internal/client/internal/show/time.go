@@ -39,10 +39,15 @@ func unit(d time.Duration) string {
 	}
 }
 
-// Duration writes a length exactly, with days where they are whole: "90d", "1h30m0s".
+// Duration writes a length with days, to the second: "90d", "1d12h0m0s", "1h0m0s".
 func Duration(d time.Duration) string {
-	if d != 0 && d%day == 0 {
-		return fmt.Sprintf("%dd", d/day)
+	days, rest := d/day, (d % day).Truncate(time.Second)
+	switch {
+	case days == 0:
+		return rest.String()
+	case rest == 0:
+		return fmt.Sprintf("%dd", days)
+	default:
+		return fmt.Sprintf("%dd%s", days, rest)
 	}
-	return d.String()
 }
