@@ -133,9 +133,9 @@ func (s *server) start() {
 	l, err := (&net.ListenConfig{}).Listen(s.t.Context(), "tcp", listen)
 	require.NoError(s.t, err)
 	s.address = l.Addr().String()
-	s.grpc = grpc.NewServer(grpc.Creds(credentials.NewTLS(s.tls)))
-	agentv1.RegisterAgentServiceServer(s.grpc, s)
-	s.served = run.Go(func() error { return s.grpc.Serve(l) })
+	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(s.tls)))
+	agentv1.RegisterAgentServiceServer(g, s)
+	s.grpc, s.served = g, run.Go(func() error { return g.Serve(l) })
 }
 
 // stop ends the server hard, as a crash would.

@@ -59,11 +59,11 @@ func (in *installation) inPlace(t *testing.T, id string, version int) {
 	t.Helper()
 	var certificate object
 	in.wait(t, fmt.Sprintf("version %d of %s in place", version, id), func() bool {
-		certificate = in.get(t, "/api/v1/certificates/"+id)
+		certificate = in.look(t, "/api/v1/certificates/"+id)
 		if certificate["current_version"] != float64(version) {
 			return false
 		}
-		deployments := in.get(t, "/api/v1/deployments?certificate_id="+id).list("deployments")
+		deployments := in.look(t, "/api/v1/deployments?certificate_id="+id).list("deployments")
 		return len(deployments) == 1 && deployments[0].str("status") == "SERVED" && deployments[0]["served_version"] == float64(version)
 	})
 	require.Equal(t, "ACTIVE", certificate.str("status"))
@@ -75,8 +75,8 @@ func (in *installation) inPlace(t *testing.T, id string, version int) {
 	require.Equal(t, certificate.str("fingerprint_sha256"), hex.EncodeToString(sum[:]), "the files of %s are not its current version", id)
 }
 
-// get reads; what is not there for now (a service is on its way back) is empty.
-func (in *installation) get(t *testing.T, path string) object {
+// look reads; what is not there for now (a service is on its way back) is empty.
+func (in *installation) look(t *testing.T, path string) object {
 	t.Helper()
 	status, o, err := in.try(t.Context(), http.MethodGet, path, nil)
 	if err != nil || status >= http.StatusInternalServerError {
@@ -100,7 +100,7 @@ func (in *installation) signedOnce(t *testing.T, id, job string) {
 	require.Equal(t, "ISSUED", orders[0].str("status"))
 }
 
-func (in *installation) intact(t *testing.T) {
+func (in *installation) recordHolds(t *testing.T) {
 	t.Helper()
 	verdict := in.must(t, http.MethodPost, "/api/v1/audit/verify", object{})
 	require.Equal(t, true, verdict["valid"], "%v", verdict)
@@ -108,7 +108,7 @@ func (in *installation) intact(t *testing.T) {
 }
 
 // alive fails when a process of the server has ended by itself.
-func (in *installation) alive(t *testing.T) {
+func (in *installation) stillRuns(t *testing.T) {
 	t.Helper()
 	for _, name := range in.server {
 		select {
@@ -137,7 +137,7 @@ func (in *installation) insist(ctx context.Context, key, path string, body objec
 		return err
 	}
 	for ctx.Err() == nil {
-		status, answer, err := in.post(ctx, key, path, b)
+		status, answer, err := in.postOnce(ctx, key, path, b)
 		switch {
 		case err != nil || status >= http.StatusInternalServerError:
 			pause(ctx, 5*interval)
@@ -150,7 +150,7 @@ func (in *installation) insist(ctx context.Context, key, path string, body objec
 	return context.Cause(ctx)
 }
 
-func (in *installation) post(ctx context.Context, key, path string, body []byte) (status int, answer []byte, err error) {
+func (in *installation) postOnce(ctx context.Context, key, path string, body []byte) (status int, answer []byte, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, in.url+path, bytes.NewReader(body))
 	if err != nil {
 		return 0, nil, err
@@ -232,7 +232,7 @@ func TestAPostgresThatIsRestartedUnderLoadLosesNothing(t *testing.T) {
 		if round == 1 {
 			db.Start(t)
 		}
-		in.alive(t)
+		in.stillRuns(t)
 	}
 	before := l.answered.Load()
 	in.wait(t, "load after the last restart", func() bool { return l.answered.Load() >= before+8 })
@@ -241,15 +241,15 @@ func TestAPostgresThatIsRestartedUnderLoadLosesNothing(t *testing.T) {
 	t.Logf("%d certificates were acknowledged", len(l.ids))
 	for _, id := range l.ids {
 		in.inPlace(t, id, 1)
-		jobs := in.get(t, "/api/v1/jobs?certificate_id="+id).list("jobs")
+		jobs := in.look(t, "/api/v1/jobs?certificate_id="+id).list("jobs")
 		require.Len(t, jobs, 1, id)
 		in.completed(t, jobs[0].str("id"))
 		in.signedOnce(t, id, jobs[0].str("id"))
 	}
 	all := in.must(t, http.MethodGet, "/api/v1/certificates?page_size=1&include_total=true", nil)
 	require.EqualValues(t, len(l.ids), all["total_size"], "there are certificates that nobody was told of")
-	in.alive(t)
-	in.intact(t)
+	in.stillRuns(t)
+	in.recordHolds(t)
 }
 
 func TestAServerThatIsKilledAtRandomMomentsFinishesEachRenewalOnce(t *testing.T) {
@@ -284,7 +284,7 @@ func TestAServerThatIsKilledAtRandomMomentsFinishesEachRenewalOnce(t *testing.T)
 		require.Len(t, in.must(t, http.MethodGet, "/api/v1/certificates/"+id+"/versions", nil).list("versions"), rounds+1)
 	}
 	require.Len(t, in.must(t, http.MethodGet, "/api/v1/agents", nil).list("agents"), 1, "the agent on this host enrolled again")
-	in.intact(t)
+	in.recordHolds(t)
 }
 
 func TestAnAgentThatIsKilledWhileItDeploysEndsServing(t *testing.T) {
@@ -316,6 +316,6 @@ func TestAnAgentThatIsKilledWhileItDeploysEndsServing(t *testing.T) {
 		t.Logf("killed %s after the renewal was asked for", after.Round(time.Millisecond))
 	}
 	require.Len(t, in.must(t, http.MethodGet, "/api/v1/agents", nil).list("agents"), 1, "the agent enrolled again")
-	in.alive(t)
-	in.intact(t)
+	in.stillRuns(t)
+	in.recordHolds(t)
 }

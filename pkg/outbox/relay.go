@@ -32,7 +32,7 @@ type RelayConfig struct {
 	Interval time.Duration
 	// Batch is how many events one delivery has at most. Zero means 500.
 	Batch int
-	// LeaseFor is how long a dead replica keeps a destination from the others. Zero means 15 s.
+	// LeaseFor is how long a dead replica keeps a destination from the others. Zero means 6 s.
 	LeaseFor time.Duration
 	// Timeout bounds one delivery; it is less than LeaseFor. Zero means two thirds of it.
 	Timeout time.Duration
@@ -49,7 +49,7 @@ func (c *RelayConfig) setDefaults() {
 		c.Batch = 500
 	}
 	if c.LeaseFor <= 0 {
-		c.LeaseFor = 15 * time.Second
+		c.LeaseFor = 6 * time.Second
 	}
 	if c.Timeout <= 0 || c.Timeout >= c.LeaseFor {
 		c.Timeout = c.LeaseFor * 2 / 3

@@ -447,7 +447,7 @@ func TestTwoReplicasThatStartAtOnceBootstrapOnce(t *testing.T) {
 	require.NoError(t, err)
 	var wg sync.WaitGroup
 	for range 4 {
-		wg.Go(func() { require.NoError(t, s.service.Bootstrap(t.Context())) }) //nolint:testifylint // the message is enough
+		wg.Go(func() { require.NoError(t, s.service.Bootstrap(t.Context())) })
 	}
 	wg.Wait()
 	after, err := issuancev1.NewCrlServiceClient(s.AsRole(t, rpcctx.RoleNone)).GetCaCertificate(t.Context(), &issuancev1.GetCaCertificateRequest{IssuerId: "iss-local"})

@@ -26,7 +26,7 @@ func main() {
 	switch {
 	case errors.Is(err, agent.ErrRetired):
 		// Retirement is a proper end: an init system must not start the agent again.
-		fmt.Fprintln(os.Stderr, "certctl-agent: the server has retired this agent")
+		fmt.Fprintln(os.Stderr, "certctl-agent:", err)
 	case err != nil:
 		fmt.Fprintln(os.Stderr, "certctl-agent:", err)
 		os.Exit(1)
@@ -41,7 +41,7 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 		Version:       version.String(),
 	}
-	root.AddCommand(runCommand())
+	root.AddCommand(runCommand(os.LookupEnv, run))
 	return root
 }
 
@@ -54,7 +54,8 @@ type options struct {
 	logFormat                                                 string
 }
 
-func runCommand() *cobra.Command {
+// runCommand fills the options from flags and environment, and starts the agent with them.
+func runCommand(lookup func(string) (string, bool), start func(context.Context, options) error) *cobra.Command {
 	var o options
 	c := &cobra.Command{
 		Use:   "run",
@@ -64,10 +65,10 @@ func runCommand() *cobra.Command {
 			"the flag's name in upper case with _ for -, for example CERTCTL_JOIN_TOKEN.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := fromEnvironment(cmd); err != nil {
+			if err := fromEnvironment(cmd, lookup); err != nil {
 				return err
 			}
-			return run(cmd.Context(), o)
+			return start(cmd.Context(), o)
 		},
 	}
 	f := c.Flags()
@@ -84,12 +85,16 @@ func runCommand() *cobra.Command {
 	return c
 }
 
+// settings are the flags that can be given as environment variables.
+func settings() []string {
+	return []string{"server", "server-ca", "join-token", "join-token-file", "data-dir", "name", "label", "allow-command", "credential-rotation", "log-format"}
+}
+
 // fromEnvironment fills the flags that were not given.
-func fromEnvironment(cmd *cobra.Command) error {
-	for _, name := range []string{"server", "server-ca", "join-token", "join-token-file", "data-dir", "name", "label", "allow-command",
-		"credential-rotation", "log-format"} {
+func fromEnvironment(cmd *cobra.Command, lookup func(string) (string, bool)) error {
+	for _, name := range settings() {
 		variable := "CERTCTL_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
-		value, ok := os.LookupEnv(variable)
+		value, ok := lookup(variable)
 		if !ok || cmd.Flags().Changed(name) {
 			continue
 		}

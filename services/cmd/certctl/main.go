@@ -42,11 +42,24 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Version:       version.String(),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usage(fmt.Sprintf("there is no command %q; see certctl --help", args[0]))
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usage(fmt.Sprintf("%v; see %s --help", err, cmd.CommandPath()))
+	})
 	root.AddCommand(serveCommand(), migrateCommand(), configCommand())
 	root.AddCommand(client.Commands(client.Config{Environ: os.Environ(), Also: []any{settings.Server{}}})...)
 	return root
 }
+
+// usage is an error of the command line: exit code 2.
+func usage(message string) error { return &client.Failure{Message: message, Code: 2} }
 
 // load reads the settings; flags given on the command line win over variables.
 func load(cmd *cobra.Command) (settings.Server, error) {
@@ -102,7 +115,7 @@ func serveCommand() *cobra.Command {
 				return serve.All(cmd.Context(), s, cmd.OutOrStdout())
 			}
 			if !slices.Contains(names, service) {
-				return fmt.Errorf("--service %s: there is no such service; there are %s", service, strings.Join(names, ", "))
+				return usage(fmt.Sprintf("--service %s: there is no such service; there are %s", service, strings.Join(names, ", ")))
 			}
 			return serve.One(cmd.Context(), s, service)
 		},

@@ -38,6 +38,7 @@ func violations(err error) ([]*issuancev1.FieldViolation, error) {
 	return out, nil
 }
 
+// CheckCertificateRequest implements issuancev1.IssuanceInternalServiceServer.
 func (s *internal) CheckCertificateRequest(ctx context.Context, r *issuancev1.CheckCertificateRequestRequest) (*issuancev1.CheckCertificateRequestResponse, error) {
 	allowed, err := s.deps.Core.CheckRequest(ctx, core.Request{
 		IssuerID: r.GetIssuerId(), ProfileID: r.GetProfileId(), Names: rawNames(r.GetNames()), KeyAlgorithm: keyAlgorithm(r.GetKeyAlgorithm()),
@@ -58,6 +59,7 @@ func (s *internal) CheckCertificateRequest(ctx context.Context, r *issuancev1.Ch
 	}, nil
 }
 
+// BatchGetProfiles implements issuancev1.IssuanceInternalServiceServer.
 func (s *internal) BatchGetProfiles(ctx context.Context, r *issuancev1.BatchGetProfilesRequest) (*issuancev1.BatchGetProfilesResponse, error) {
 	rows, err := s.deps.Core.GetProfiles(ctx, r.GetIds())
 	if err != nil {
@@ -70,6 +72,7 @@ func (s *internal) BatchGetProfiles(ctx context.Context, r *issuancev1.BatchGetP
 	return out, nil
 }
 
+// SubmitOrder implements issuancev1.IssuanceInternalServiceServer.
 func (s *internal) SubmitOrder(ctx context.Context, r *issuancev1.SubmitOrderRequest) (*issuancev1.SubmitOrderResponse, error) {
 	o, err := s.deps.Core.Submit(ctx, core.SubmitRequest{
 		OrderID: r.GetOrderId(), CertificateID: r.GetCertificateId(), JobID: r.GetJobId(), AgentID: r.GetAgentId(),
@@ -83,6 +86,7 @@ func (s *internal) SubmitOrder(ctx context.Context, r *issuancev1.SubmitOrderReq
 	return &issuancev1.SubmitOrderResponse{Order: core.OrderProto(o)}, nil
 }
 
+// CheckCsr implements issuancev1.IssuanceInternalServiceServer.
 func (s *internal) CheckCsr(ctx context.Context, r *issuancev1.CheckCsrRequest) (*issuancev1.CheckCsrResponse, error) {
 	err := s.deps.Core.CheckCSR(ctx, core.CSRRequest{CSR: []byte(r.GetCsrPem()), Request: core.Request{
 		IssuerID: r.GetIssuerId(), ProfileID: r.GetProfileId(), Names: rawNames(r.GetNames()), KeyAlgorithm: keyAlgorithm(r.GetKeyAlgorithm()),
@@ -94,6 +98,7 @@ func (s *internal) CheckCsr(ctx context.Context, r *issuancev1.CheckCsrRequest) 
 	return &issuancev1.CheckCsrResponse{Violations: found}, nil
 }
 
+// BatchGetOrders implements issuancev1.IssuanceInternalServiceServer.
 func (s *internal) BatchGetOrders(ctx context.Context, r *issuancev1.BatchGetOrdersRequest) (*issuancev1.BatchGetOrdersResponse, error) {
 	rows, err := s.deps.Core.GetOrders(ctx, r.GetIds())
 	if err != nil {
@@ -102,10 +107,11 @@ func (s *internal) BatchGetOrders(ctx context.Context, r *issuancev1.BatchGetOrd
 	return &issuancev1.BatchGetOrdersResponse{Orders: orderMessages(rows)}, nil
 }
 
+// RevokeVersions implements issuancev1.IssuanceInternalServiceServer.
 func (s *internal) RevokeVersions(ctx context.Context, r *issuancev1.RevokeVersionsRequest) (*issuancev1.RevokeVersionsResponse, error) {
 	done, err := s.deps.Core.Revoke(ctx, core.RevokeRequest{
 		CertificateID: r.GetCertificateId(), SerialNumbers: r.GetSerialNumbers(),
-		Reason: int16(r.GetReason()), RevocationTime: timeOf(r.GetRevocationTime()), //nolint:gosec // judged by core
+		Reason: int16(r.GetReason()), RevocationTime: timeOf(r.GetRevocationTime()),
 	})
 	if err != nil {
 		return nil, err
@@ -113,6 +119,7 @@ func (s *internal) RevokeVersions(ctx context.Context, r *issuancev1.RevokeVersi
 	return &issuancev1.RevokeVersionsResponse{Done: done}, nil
 }
 
+// GetIssuerCredentials implements issuancev1.IssuanceInternalServiceServer.
 func (s *internal) GetIssuerCredentials(ctx context.Context, r *issuancev1.GetIssuerCredentialsRequest) (*issuancev1.GetIssuerCredentialsResponse, error) {
 	if err := onlyPeer(ctx, asyncPoller); err != nil {
 		return nil, err
@@ -124,6 +131,7 @@ func (s *internal) GetIssuerCredentials(ctx context.Context, r *issuancev1.GetIs
 	return &issuancev1.GetIssuerCredentialsResponse{Type: c.Type, ConfigHash: c.ConfigHash, Config: c.Config}, nil
 }
 
+// RecordPollResult implements issuancev1.IssuanceInternalServiceServer.
 func (s *internal) RecordPollResult(ctx context.Context, r *issuancev1.RecordPollResultRequest) (*issuancev1.RecordPollResultResponse, error) {
 	if err := onlyPeer(ctx, asyncPoller); err != nil {
 		return nil, err

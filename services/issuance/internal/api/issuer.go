@@ -23,6 +23,7 @@ type issuers struct {
 	*API
 }
 
+// ListIssuers implements issuancev1.IssuerServiceServer.
 func (s *issuers) ListIssuers(ctx context.Context, r *issuancev1.ListIssuersRequest) (*issuancev1.ListIssuersResponse, error) {
 	p, scope, err := s.pageOf("issuers", s.deps.Core.IssuerSorting(), r)
 	if err != nil {
@@ -49,6 +50,7 @@ func (s *issuers) ListIssuers(ctx context.Context, r *issuancev1.ListIssuersRequ
 	return out, nil
 }
 
+// GetIssuer implements issuancev1.IssuerServiceServer.
 func (s *issuers) GetIssuer(ctx context.Context, r *issuancev1.GetIssuerRequest) (*issuancev1.GetIssuerResponse, error) {
 	i, err := s.deps.Core.GetIssuer(ctx, r.GetId())
 	if err != nil {
@@ -58,6 +60,7 @@ func (s *issuers) GetIssuer(ctx context.Context, r *issuancev1.GetIssuerRequest)
 	return &issuancev1.GetIssuerResponse{Issuer: m}, err
 }
 
+// CreateIssuer implements issuancev1.IssuerServiceServer.
 func (s *issuers) CreateIssuer(ctx context.Context, r *issuancev1.CreateIssuerRequest) (*issuancev1.CreateIssuerResponse, error) {
 	in := r.GetIssuer()
 	return mutation.Do(ctx, s.deps.Core.DB(), mutation.Change[*issuancev1.CreateIssuerResponse]{
@@ -83,6 +86,7 @@ func settings(c *structpb.Struct) core.Settings {
 	return c.AsMap()
 }
 
+// UpdateIssuer implements issuancev1.IssuerServiceServer.
 func (s *issuers) UpdateIssuer(ctx context.Context, r *issuancev1.UpdateIssuerRequest) (*issuancev1.UpdateIssuerResponse, error) {
 	expected, err := mutation.Revision(ctx, r.GetIfRevision())
 	if err != nil {
@@ -162,6 +166,7 @@ func isOutput(path string) bool {
 	}
 }
 
+// DeleteIssuer implements issuancev1.IssuerServiceServer.
 func (s *issuers) DeleteIssuer(ctx context.Context, r *issuancev1.DeleteIssuerRequest) (*issuancev1.DeleteIssuerResponse, error) {
 	expected, err := mutation.Revision(ctx, r.GetIfRevision())
 	if err != nil {
@@ -177,6 +182,7 @@ func (s *issuers) DeleteIssuer(ctx context.Context, r *issuancev1.DeleteIssuerRe
 	})
 }
 
+// TestIssuer implements issuancev1.IssuerServiceServer.
 func (s *issuers) TestIssuer(ctx context.Context, r *issuancev1.TestIssuerRequest) (*issuancev1.TestIssuerResponse, error) {
 	i, err := s.deps.Core.TestIssuer(ctx, r.GetId())
 	if err != nil {

@@ -19,6 +19,7 @@ type orders struct {
 	*API
 }
 
+// ListOrders implements issuancev1.OrderServiceServer.
 func (s *orders) ListOrders(ctx context.Context, r *issuancev1.ListOrdersRequest) (*issuancev1.ListOrdersResponse, error) {
 	p, scope, err := s.pageOf("orders", s.deps.Core.OrderSorting(), r)
 	if err != nil {
@@ -60,6 +61,7 @@ func orderMessages(rows []store.Order) []*issuancev1.Order {
 	return out
 }
 
+// GetOrder implements issuancev1.OrderServiceServer.
 func (s *orders) GetOrder(ctx context.Context, r *issuancev1.GetOrderRequest) (*issuancev1.GetOrderResponse, error) {
 	o, err := s.deps.Core.GetOrder(ctx, r.GetId())
 	if err != nil {
@@ -68,6 +70,7 @@ func (s *orders) GetOrder(ctx context.Context, r *issuancev1.GetOrderRequest) (*
 	return &issuancev1.GetOrderResponse{Order: core.OrderProto(o)}, nil
 }
 
+// PollOrder implements issuancev1.OrderServiceServer.
 func (s *orders) PollOrder(ctx context.Context, r *issuancev1.PollOrderRequest) (*issuancev1.PollOrderResponse, error) {
 	o, err := s.deps.Core.Poll(ctx, r.GetId())
 	if err != nil {
@@ -76,6 +79,7 @@ func (s *orders) PollOrder(ctx context.Context, r *issuancev1.PollOrderRequest) 
 	return &issuancev1.PollOrderResponse{Order: core.OrderProto(o)}, nil
 }
 
+// CancelOrder implements issuancev1.OrderServiceServer.
 func (s *orders) CancelOrder(ctx context.Context, r *issuancev1.CancelOrderRequest) (*issuancev1.CancelOrderResponse, error) {
 	o, err := s.deps.Core.Cancel(ctx, r.GetId())
 	if err != nil {
@@ -90,6 +94,7 @@ type crls struct {
 	*API
 }
 
+// GetCrl implements issuancev1.CrlServiceServer.
 func (s *crls) GetCrl(ctx context.Context, r *issuancev1.GetCrlRequest) (*httpbody.HttpBody, error) {
 	crl, err := s.deps.Core.CRL(ctx, r.GetIssuerId())
 	if err != nil {
@@ -99,6 +104,7 @@ func (s *crls) GetCrl(ctx context.Context, r *issuancev1.GetCrlRequest) (*httpbo
 	return &httpbody.HttpBody{ContentType: "application/pkix-crl", Data: crl.DER}, nil
 }
 
+// GetCaCertificate implements issuancev1.CrlServiceServer.
 func (s *crls) GetCaCertificate(ctx context.Context, r *issuancev1.GetCaCertificateRequest) (*httpbody.HttpBody, error) {
 	pem, err := s.deps.Core.CACertificates(ctx, r.GetIssuerId())
 	if err != nil {

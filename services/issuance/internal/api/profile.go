@@ -23,6 +23,7 @@ type profiles struct {
 	*API
 }
 
+// ListProfiles implements issuancev1.ProfileServiceServer.
 func (s *profiles) ListProfiles(ctx context.Context, r *issuancev1.ListProfilesRequest) (*issuancev1.ListProfilesResponse, error) {
 	p, scope, err := s.pageOf("profiles", s.deps.Core.ProfileSorting(), r)
 	if err != nil {
@@ -45,6 +46,7 @@ func (s *profiles) ListProfiles(ctx context.Context, r *issuancev1.ListProfilesR
 	return out, nil
 }
 
+// GetProfile implements issuancev1.ProfileServiceServer.
 func (s *profiles) GetProfile(ctx context.Context, r *issuancev1.GetProfileRequest) (*issuancev1.GetProfileResponse, error) {
 	p, err := s.deps.Core.GetProfile(ctx, r.GetId())
 	if err != nil {
@@ -53,6 +55,7 @@ func (s *profiles) GetProfile(ctx context.Context, r *issuancev1.GetProfileReque
 	return &issuancev1.GetProfileResponse{Profile: profileMessage(p)}, nil
 }
 
+// CreateProfile implements issuancev1.ProfileServiceServer.
 func (s *profiles) CreateProfile(ctx context.Context, r *issuancev1.CreateProfileRequest) (*issuancev1.CreateProfileResponse, error) {
 	p := store.Profile{ID: r.GetProfile().GetId()}
 	if err := editProfile(&p, r.GetProfile(), profilePaths()); err != nil {
@@ -71,6 +74,7 @@ func (s *profiles) CreateProfile(ctx context.Context, r *issuancev1.CreateProfil
 	})
 }
 
+// UpdateProfile implements issuancev1.ProfileServiceServer.
 func (s *profiles) UpdateProfile(ctx context.Context, r *issuancev1.UpdateProfileRequest) (*issuancev1.UpdateProfileResponse, error) {
 	expected, err := mutation.Revision(ctx, r.GetIfRevision())
 	if err != nil {
@@ -95,6 +99,7 @@ func (s *profiles) UpdateProfile(ctx context.Context, r *issuancev1.UpdateProfil
 	})
 }
 
+// DeleteProfile implements issuancev1.ProfileServiceServer.
 func (s *profiles) DeleteProfile(ctx context.Context, r *issuancev1.DeleteProfileRequest) (*issuancev1.DeleteProfileResponse, error) {
 	expected, err := mutation.Revision(ctx, r.GetIfRevision())
 	if err != nil {

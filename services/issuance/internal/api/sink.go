@@ -33,7 +33,7 @@ func apply(ctx context.Context, tx pgx.Tx, c *core.Core, e *eventv1.Event) error
 		return outbox.Reject(fmt.Errorf("read payload: %w", err))
 	}
 	r := core.RevokeRequest{
-		CertificateID: changed.GetCertificate().GetId(), Reason: int16(changed.GetRevocationReason()), //nolint:gosec // judged by core
+		CertificateID: changed.GetCertificate().GetId(), Reason: int16(changed.GetRevocationReason()),
 		RevocationTime: timeOf(changed.GetCertificate().GetRevocationTime()),
 	}
 	if r.CertificateID == "" {

@@ -106,7 +106,7 @@ func signCRL(ctx context.Context, s issuer.CRLSigner, list store.CRL, revoked []
 			return nil, err
 		}
 		r.Entries = append(r.Entries, issuer.CRLEntry{
-			SerialNumber: serial, RevokedAt: row.RevocationTime, Reason: issuer.Reason(uint8(row.Reason)), //nolint:gosec // a CRLReason is one byte
+			SerialNumber: serial, RevokedAt: row.RevocationTime, Reason: issuer.Reason(uint8(row.Reason)),
 		})
 	}
 	return s.SignCRL(ctx, r)

@@ -86,7 +86,6 @@ type world struct {
 	*Core
 
 	t      *testing.T
-	ctx    context.Context
 	db     *testpg.Database
 	box    *secretbox.Box
 	fake   *issuertest.Fake
@@ -111,14 +110,19 @@ func newWorld(t *testing.T) *world {
 	require.NoError(t, err)
 	zc, logs := observer.New(zap.DebugLevel)
 	w := &world{
-		t: t, ctx: rpcctx.WithCaller(t.Context(), rpcctx.ServiceCaller("renewalscheduler")), db: testpg.NewDatabase(t, store.Schema()), box: box,
+		t: t, db: testpg.NewDatabase(t, store.Schema()), box: box,
 		fake: fake, types: issuer.Types{local.Type(), fake.Type(), blindType(fake)}, peers: &peers{}, clock: &clock{}, logs: logs, logger: zap.New(zc),
 	}
 	w.Core = w.replica()
-	require.NoError(t, w.Bootstrap(w.ctx))
+	require.NoError(t, w.Bootstrap(w.ctx()))
 	w.createIssuer(NewIssuer{ID: fakeIssuer, Name: "Fake", Type: issuertest.FakeTypeName, Enabled: true})
 	w.createProfile(store.Profile{ID: openProfile, Name: "Open", AllowWildcards: true, MaxValidity: time.Hour})
 	return w
+}
+
+// ctx is that of a call by the scheduler.
+func (w *world) ctx() context.Context {
+	return rpcctx.WithCaller(w.t.Context(), rpcctx.ServiceCaller("renewalscheduler"))
 }
 
 // replica is another process on the same database.
@@ -131,7 +135,7 @@ func (w *world) replica() *Core {
 	return c
 }
 
-func (w *world) tx(f func(ctx context.Context, tx pgx.Tx) error) error { return w.deps.DB.Tx(w.ctx, f) }
+func (w *world) tx(f func(ctx context.Context, tx pgx.Tx) error) error { return w.deps.DB.Tx(w.ctx(), f) }
 
 func (w *world) createIssuer(in NewIssuer) (i store.Issuer) {
 	w.t.Helper()
@@ -152,7 +156,7 @@ func (w *world) createProfile(p store.Profile) {
 
 func (w *world) order(id string) store.Order {
 	w.t.Helper()
-	o, err := w.GetOrder(w.ctx, id)
+	o, err := w.GetOrder(w.ctx(), id)
 	require.NoError(w.t, err)
 	return o
 }
@@ -161,9 +165,9 @@ func (w *world) order(id string) store.Order {
 func (w *world) expireLeases() {
 	w.t.Helper()
 	for _, table := range []string{"orders", "revocations"} {
-		_, err := w.deps.DB.Pool.Exec(w.ctx, "UPDATE "+table+" SET lease_until = now() - interval '1 second' WHERE lease_until IS NOT NULL")
+		_, err := w.deps.DB.Pool.Exec(w.ctx(), "UPDATE "+table+" SET lease_until = now() - interval '1 second' WHERE lease_until IS NOT NULL")
 		require.NoError(w.t, err)
-		_, err = w.deps.DB.Pool.Exec(w.ctx, "UPDATE "+table+" SET due_time = now() - interval '1 second' WHERE due_time IS NOT NULL")
+		_, err = w.deps.DB.Pool.Exec(w.ctx(), "UPDATE "+table+" SET due_time = now() - interval '1 second' WHERE due_time IS NOT NULL")
 		require.NoError(w.t, err)
 	}
 }
@@ -187,10 +191,10 @@ func (w *world) retryRevocations() {
 
 func (w *world) sweep(db *pg.DB, table *lease.Table, handle lease.Handler) {
 	w.t.Helper()
-	leases, err := table.Claim(w.ctx, db.Pool, 100, time.Minute)
+	leases, err := table.Claim(w.ctx(), db.Pool, 100, time.Minute)
 	require.NoError(w.t, err)
 	for _, l := range leases {
-		if err := handle(w.ctx, l); err != nil && !errors.Is(err, errKilled) {
+		if err := handle(w.ctx(), l); err != nil && !errors.Is(err, errKilled) {
 			require.NoError(w.t, err)
 		}
 	}
@@ -199,7 +203,7 @@ func (w *world) sweep(db *pg.DB, table *lease.Table, handle lease.Handler) {
 // events reads the outbox.
 func (w *world) events(kind, resourceID string) []*eventv1.Event {
 	w.t.Helper()
-	rows, err := w.deps.DB.Pool.Query(w.ctx, `SELECT payload FROM outbox WHERE type = $1 AND resource_id = $2 ORDER BY id`, kind, resourceID)
+	rows, err := w.deps.DB.Pool.Query(w.ctx(), `SELECT payload FROM outbox WHERE type = $1 AND resource_id = $2 ORDER BY id`, kind, resourceID)
 	require.NoError(w.t, err)
 	payloads, err := pgx.CollectRows(rows, pgx.RowTo[[]byte])
 	require.NoError(w.t, err)
@@ -216,13 +220,13 @@ func (w *world) events(kind, resourceID string) []*eventv1.Event {
 func (w *world) certificates(orderID string) int {
 	w.t.Helper()
 	var n int
-	require.NoError(w.t, w.deps.DB.Pool.QueryRow(w.ctx, `SELECT count(*) FROM issued_certificates WHERE order_id = $1`, orderID).Scan(&n))
+	require.NoError(w.t, w.deps.DB.Pool.QueryRow(w.ctx(), `SELECT count(*) FROM issued_certificates WHERE order_id = $1`, orderID).Scan(&n))
 	return n
 }
 
 func (w *world) leaf(orderID string) *x509.Certificate {
 	w.t.Helper()
-	c, err := store.GetCertificateOfOrder(w.ctx, w.deps.DB.Pool, orderID)
+	c, err := store.GetCertificateOfOrder(w.ctx(), w.deps.DB.Pool, orderID)
 	require.NoError(w.t, err)
 	block, _ := pem.Decode([]byte(c.CertificatePEM))
 	require.NotNil(w.t, block)
@@ -339,7 +343,7 @@ func (w *world) countStatements() func() []string {
 	s := &statements{}
 	cfg := w.deps.DB.Pool.Config()
 	cfg.ConnConfig.Tracer = s
-	pool, err := pgxpool.NewWithConfig(w.ctx, cfg)
+	pool, err := pgxpool.NewWithConfig(w.ctx(), cfg)
 	require.NoError(w.t, err)
 	w.t.Cleanup(pool.Close)
 	w.deps.DB = &pg.DB{Pool: pool}

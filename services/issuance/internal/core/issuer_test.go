@@ -30,7 +30,7 @@ func (w *world) tryIssuer(in NewIssuer) error {
 func TestAnEditedLocalIssuerIsTheSameCAAfterARestartToo(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	before, err := w.CACertificates(w.ctx, DefaultIssuerID)
+	before, err := w.CACertificates(w.ctx(), DefaultIssuerID)
 	require.NoError(t, err)
 
 	for _, e := range []IssuerEdit{
@@ -41,7 +41,7 @@ func TestAnEditedLocalIssuerIsTheSameCAAfterARestartToo(t *testing.T) {
 	} {
 		w.updateIssuer(DefaultIssuerID, e)
 		for _, c := range []*Core{w.Core, w.replica()} {
-			after, err := c.CACertificates(w.ctx, DefaultIssuerID)
+			after, err := c.CACertificates(w.ctx(), DefaultIssuerID)
 			require.NoError(t, err)
 			require.Equal(t, string(before), string(after))
 		}
@@ -77,7 +77,7 @@ func TestSecretsAreSealedKeptAndReplaced(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, Settings{"token": map[string]any{"set": true}}, shown)
 	opened := func() string {
-		secrets, err := w.openSecrets(w.ctx, w.deps.DB.Pool, "iss-blind")
+		secrets, err := w.openSecrets(w.ctx(), w.deps.DB.Pool, "iss-blind")
 		require.NoError(t, err)
 		return secrets["token"].Reveal()
 	}
@@ -96,9 +96,9 @@ func TestSecretsAreSealedKeptAndReplaced(t *testing.T) {
 
 	// A sealed secret opens in its own place only.
 	w.updateIssuer("iss-blind", IssuerEdit{Merge: Settings{"token": "third-s3cret"}})
-	_, err = w.deps.DB.Pool.Exec(w.ctx, `UPDATE issuer_secrets SET sealed = (SELECT sealed FROM issuer_secrets WHERE issuer_id = 'iss-blind') WHERE issuer_id = $1`, DefaultIssuerID)
+	_, err = w.deps.DB.Pool.Exec(w.ctx(), `UPDATE issuer_secrets SET sealed = (SELECT sealed FROM issuer_secrets WHERE issuer_id = 'iss-blind') WHERE issuer_id = $1`, DefaultIssuerID)
 	require.NoError(t, err)
-	_, err = w.replica().CACertificates(w.ctx, DefaultIssuerID)
+	_, err = w.replica().CACertificates(w.ctx(), DefaultIssuerID)
 	require.Error(t, err)
 }
 
@@ -110,11 +110,11 @@ func TestSecretsAreInNoTableEventOrLog(t *testing.T) {
 	w.updateIssuer("iss-blind", IssuerEdit{Merge: Settings{"token": secret + "2"}})
 	w.issue("iss-blind")
 	w.issue(DefaultIssuerID)
-	_, err := w.TestIssuer(w.ctx, "iss-blind")
+	_, err := w.TestIssuer(w.ctx(), "iss-blind")
 	require.NoError(t, err)
 
 	admin := w.db.Admin(t)
-	rows, err := admin.Query(w.ctx, `SELECT table_name FROM information_schema.tables WHERE table_schema = 'issuance'`)
+	rows, err := admin.Query(w.ctx(), `SELECT table_name FROM information_schema.tables WHERE table_schema = 'issuance'`)
 	require.NoError(t, err)
 	tables, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	require.NoError(t, err)
@@ -122,7 +122,7 @@ func TestSecretsAreInNoTableEventOrLog(t *testing.T) {
 	for _, table := range tables {
 		for _, text := range []string{secret, "PRIVATE KEY"} {
 			var n int
-			require.NoError(t, admin.QueryRow(w.ctx, fmt.Sprintf(`SELECT count(*) FROM issuance.%s t
+			require.NoError(t, admin.QueryRow(w.ctx(), fmt.Sprintf(`SELECT count(*) FROM issuance.%s t
  WHERE position($1 in t::text) > 0 OR position(encode(convert_to($1, 'UTF8'), 'hex') in t::text) > 0`, table), text).Scan(&n))
 			require.Zero(t, n, "%s in %s", text, table)
 		}
@@ -177,38 +177,38 @@ func TestAnIssuerInUseIsNotDeleted(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.peers.certificates = 3
-	err := w.CheckIssuerUnused(w.ctx, fakeIssuer)
+	err := w.CheckIssuerUnused(w.ctx(), fakeIssuer)
 	require.Equal(t, "ISSUER_IN_USE", errs.ReasonOf(err))
 	require.Equal(t, "3", errs.MetaOf(err)["certificates"])
-	require.Equal(t, "PROFILE_IN_USE", errs.ReasonOf(w.CheckProfileUnused(w.ctx, openProfile)))
+	require.Equal(t, "PROFILE_IN_USE", errs.ReasonOf(w.CheckProfileUnused(w.ctx(), openProfile)))
 	w.peers.certificates = 0
-	require.NoError(t, w.CheckIssuerUnused(w.ctx, fakeIssuer))
+	require.NoError(t, w.CheckIssuerUnused(w.ctx(), fakeIssuer))
 
 	r := w.pending()
 	require.Equal(t, "ISSUER_IN_USE", errs.ReasonOf(w.deleteIssuer(fakeIssuer)))
 	err = w.tx(func(ctx context.Context, tx pgx.Tx) error { return w.DeleteProfile(ctx, tx, openProfile, 0) })
 	require.Equal(t, "PROFILE_IN_USE", errs.ReasonOf(err))
-	_, err = w.Cancel(w.ctx, r.OrderID)
+	_, err = w.Cancel(w.ctx(), r.OrderID)
 	require.NoError(t, err)
 	require.NoError(t, w.deleteIssuer(fakeIssuer))
 
 	w.createIssuer(NewIssuer{ID: "iss-fresh", Name: "Fresh", Type: "local", Enabled: true})
 	require.NoError(t, w.deleteIssuer("iss-fresh"))
-	_, err = store.GetIssuer(w.ctx, w.deps.DB.Pool, "iss-fresh")
+	_, err = store.GetIssuer(w.ctx(), w.deps.DB.Pool, "iss-fresh")
 	require.ErrorIs(t, err, store.ErrNotFound, "one that never issued is gone with its keys")
 }
 
 func TestATestOfAnIssuerIsStored(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	i, err := w.TestIssuer(w.ctx, DefaultIssuerID)
+	i, err := w.TestIssuer(w.ctx(), DefaultIssuerID)
 	require.NoError(t, err)
 	require.Equal(t, IssuerOK, i.Status)
 
 	w.createIssuer(NewIssuer{ID: "iss-blind", Name: "Blind", Type: "blind", Enabled: true, Settings: Settings{"token": "wrong"}})
-	_, err = w.TestIssuer(w.ctx, "iss-blind")
+	_, err = w.TestIssuer(w.ctx(), "iss-blind")
 	require.NoError(t, err)
-	stored, err := w.GetIssuer(w.ctx, "iss-blind")
+	stored, err := w.GetIssuer(w.ctx(), "iss-blind")
 	require.NoError(t, err)
 	require.Equal(t, IssuerFailing, stored.Status)
 	require.Equal(t, "the token is refused", stored.LastError)
@@ -219,7 +219,7 @@ func TestATestOfAnIssuerIsStored(t *testing.T) {
 func TestProfilesAreCheckedAndCompleted(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	p, err := w.GetProfile(w.ctx, DefaultProfileID)
+	p, err := w.GetProfile(w.ctx(), DefaultProfileID)
 	require.NoError(t, err)
 	require.Equal(t, DefaultValidity, p.MaxValidity)
 	require.True(t, p.AllowWildcards)

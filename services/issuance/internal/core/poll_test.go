@@ -24,7 +24,7 @@ func (w *world) pending() SubmitRequest {
 	w.t.Helper()
 	r := request(w.t, fakeIssuer)
 	w.fake.PlanOrder(r.OrderID, pendingPlan())
-	o, err := w.Submit(w.ctx, r)
+	o, err := w.Submit(w.ctx(), r)
 	require.NoError(w.t, err)
 	require.Equal(w.t, Pending, o.Status)
 	return r
@@ -36,7 +36,7 @@ func (w *world) answer(orderID string) PollResult {
 	ref, err := decodeReference(string(w.order(orderID).CAReference))
 	require.NoError(w.t, err)
 	for range 5 {
-		s, err := w.fake.Poll(w.ctx, ref)
+		s, err := w.fake.Poll(w.ctx(), ref)
 		require.NoError(w.t, err)
 		if s.State == issuer.Issued {
 			return PollResult{OrderID: orderID, Outcome: Issued, CertificatePEM: string(s.CertificatePEM) + string(s.ChainPEM), Attempts: 2}
@@ -60,14 +60,14 @@ func TestAPendingOrderIsWatchedAndIssuedOnce(t *testing.T) {
 	require.WithinDuration(t, time.Now().Add(10*time.Minute), payload.GetDeadlineTime().AsTime(), 5*time.Second)
 
 	next := time.Now().Add(time.Minute)
-	o, err := w.RecordPoll(w.ctx, PollResult{OrderID: r.OrderID, Outcome: Pending, Attempts: 1, NextPollTime: next})
+	o, err := w.RecordPoll(w.ctx(), PollResult{OrderID: r.OrderID, Outcome: Pending, Attempts: 1, NextPollTime: next})
 	require.NoError(t, err)
 	require.Equal(t, Pending, o.Status)
 	require.WithinDuration(t, next, w.order(r.OrderID).NextPollTime, time.Millisecond)
 
 	result := w.answer(r.OrderID)
 	for range 3 {
-		o, err = w.RecordPoll(w.ctx, result)
+		o, err = w.RecordPoll(w.ctx(), result)
 		require.NoError(t, err)
 		require.Equal(t, Issued, o.Status)
 	}
@@ -75,7 +75,7 @@ func TestAPendingOrderIsWatchedAndIssuedOnce(t *testing.T) {
 	require.Len(t, w.events("certificate.issued", r.CertificateID), 1)
 	require.EqualValues(t, 2, o.PollAttempts)
 
-	o, err = w.RecordPoll(w.ctx, PollResult{OrderID: r.OrderID, Outcome: Failed})
+	o, err = w.RecordPoll(w.ctx(), PollResult{OrderID: r.OrderID, Outcome: Failed})
 	require.NoError(t, err, "late news change nothing")
 	require.Equal(t, Issued, o.Status)
 }
@@ -87,7 +87,7 @@ func TestAPollResultIsCheckedLikeAnyCertificate(t *testing.T) {
 	result := w.answer(other.OrderID)
 	result.OrderID = r.OrderID
 
-	o, err := w.RecordPoll(w.ctx, result)
+	o, err := w.RecordPoll(w.ctx(), result)
 
 	require.NoError(t, err)
 	require.Equal(t, Failed, o.Status)
@@ -100,18 +100,18 @@ func TestACertificateForACancelledOrderIsOnRecordAndCanBeRevoked(t *testing.T) {
 	w := newWorld(t)
 	r := w.pending()
 	result := w.answer(r.OrderID)
-	_, err := w.Cancel(w.ctx, r.OrderID)
+	_, err := w.Cancel(w.ctx(), r.OrderID)
 	require.NoError(t, err)
 
 	for range 2 {
-		o, err := w.RecordPoll(w.ctx, result)
+		o, err := w.RecordPoll(w.ctx(), result)
 		require.NoError(t, err)
 		require.Equal(t, Cancelled, o.Status)
 	}
 
 	require.Equal(t, 1, w.certificates(r.OrderID))
 	require.Empty(t, w.events("certificate.issued", r.CertificateID))
-	done, err := w.Revoke(w.ctx, RevokeRequest{CertificateID: r.CertificateID, Reason: keyCompromise})
+	done, err := w.Revoke(w.ctx(), RevokeRequest{CertificateID: r.CertificateID, Reason: keyCompromise})
 	require.NoError(t, err)
 	require.True(t, done)
 }
@@ -129,7 +129,7 @@ func TestRejectedAndFailedPollsEndTheOrder(t *testing.T) {
 	w := newWorld(t)
 	for _, outcome := range []string{Rejected, Failed} {
 		r := w.pending()
-		o, err := w.RecordPoll(w.ctx, PollResult{OrderID: r.OrderID, Outcome: outcome, Message: "no such domain"})
+		o, err := w.RecordPoll(w.ctx(), PollResult{OrderID: r.OrderID, Outcome: outcome, Message: "no such domain"})
 		require.NoError(t, err)
 		require.Equal(t, outcome, o.Status)
 		require.Equal(t, "no such domain", o.ErrorMessage)
@@ -142,7 +142,7 @@ func TestAPendingOrderWhoseWatchEndedIsWatchedAgainAndNeverBoughtTwice(t *testin
 	w := newWorld(t)
 	r := w.pending()
 	w.clock.turn(11 * time.Minute)
-	o, err := w.Submit(w.ctx, r)
+	o, err := w.Submit(w.ctx(), r)
 	require.NoError(t, err)
 	require.Equal(t, Pending, o.Status)
 	require.True(t, o.DeadlineTime.After(w.now()))
@@ -160,17 +160,17 @@ func TestPollingByHandAsksThePollerOrMakesAWatch(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	r := w.pending()
-	_, err := w.Poll(w.ctx, r.OrderID)
+	_, err := w.Poll(w.ctx(), r.OrderID)
 	require.NoError(t, err)
 	require.Equal(t, []string{r.OrderID}, w.peers.polled)
 
 	w.peers.pollErr = errs.New(errs.NotFound, "POLL_NOT_FOUND", "no such poll")
-	_, err = w.Poll(w.ctx, r.OrderID)
+	_, err = w.Poll(w.ctx(), r.OrderID)
 	require.NoError(t, err)
 	require.Len(t, w.events("order.pending", r.OrderID), 2)
 
 	w.peers.pollErr = errs.New(errs.Unavailable, "AWAY", "away")
-	_, err = w.Poll(w.ctx, r.OrderID)
+	_, err = w.Poll(w.ctx(), r.OrderID)
 	require.Equal(t, errs.Unavailable, errs.KindOf(err))
 }
 
@@ -178,19 +178,19 @@ func TestCancellingFollowsTheState(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	r := w.pending()
-	o, err := w.Cancel(w.ctx, r.OrderID)
+	o, err := w.Cancel(w.ctx(), r.OrderID)
 	require.NoError(t, err)
 	require.Equal(t, Cancelled, o.Status)
 	require.Equal(t, []string{r.OrderID}, w.peers.cancelled)
 
 	issued := request(t, DefaultIssuerID)
-	_, err = w.Submit(w.ctx, issued)
+	_, err = w.Submit(w.ctx(), issued)
 	require.NoError(t, err)
-	_, err = w.Cancel(w.ctx, issued.OrderID)
+	_, err = w.Cancel(w.ctx(), issued.OrderID)
 	require.Equal(t, errs.Conflict, errs.KindOf(err))
 	require.Equal(t, Issued, errs.MetaOf(err)["status"])
 
-	_, err = w.Cancel(w.ctx, "ord-none")
+	_, err = w.Cancel(w.ctx(), "ord-none")
 	require.Equal(t, "ORDER_NOT_FOUND", errs.ReasonOf(err))
 }
 
@@ -199,14 +199,14 @@ func TestCredentialsAreForPolledIssuersOnly(t *testing.T) {
 	w := newWorld(t)
 	w.createIssuer(NewIssuer{ID: "iss-blind", Name: "Blind", Type: "blind", Enabled: true, Settings: Settings{"token": "s3cret"}})
 
-	c, err := w.IssuerCredentials(w.ctx, "iss-blind", "")
+	c, err := w.IssuerCredentials(w.ctx(), "iss-blind", "")
 	require.NoError(t, err)
 	require.JSONEq(t, `{"token":"s3cret"}`, string(c.Config))
-	again, err := w.IssuerCredentials(w.ctx, "iss-blind", c.ConfigHash)
+	again, err := w.IssuerCredentials(w.ctx(), "iss-blind", c.ConfigHash)
 	require.NoError(t, err)
 	require.Empty(t, again.Config)
 
-	_, err = w.IssuerCredentials(w.ctx, DefaultIssuerID, "")
+	_, err = w.IssuerCredentials(w.ctx(), DefaultIssuerID, "")
 	require.Equal(t, errs.PermissionDenied, errs.KindOf(err), "the keys of the local CA stay here")
 }
 
@@ -214,12 +214,12 @@ func TestNothingIsStuck(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.pending()
-	n, err := w.Stuck(context.WithoutCancel(w.ctx))
+	n, err := w.Stuck(context.WithoutCancel(w.ctx()))
 	require.NoError(t, err)
 	require.Zero(t, n)
-	_, err = w.deps.DB.Pool.Exec(w.ctx, `UPDATE orders SET due_time = now() - interval '2 hours'`)
+	_, err = w.deps.DB.Pool.Exec(w.ctx(), `UPDATE orders SET due_time = now() - interval '2 hours'`)
 	require.NoError(t, err)
-	n, err = w.Stuck(w.ctx)
+	n, err = w.Stuck(w.ctx())
 	require.NoError(t, err)
 	require.Equal(t, 1, n)
 }

@@ -41,7 +41,7 @@ type RevokeRequest struct {
 
 func (r RevokeRequest) check() error {
 	var v errs.Violations
-	if r.Reason < 0 || !issuer.Reason(uint8(r.Reason)).Valid() { //nolint:gosec // a CRLReason is one byte
+	if r.Reason < 0 || !issuer.Reason(uint8(r.Reason)).Valid() {
 		v.Add("reason", "%d is no reason to revoke for", r.Reason)
 	}
 	for i, s := range r.SerialNumbers {
@@ -122,7 +122,7 @@ func (c *Core) storeRevocation(ctx context.Context, tx pgx.Tx, certificate store
 func auditRevocation(ctx context.Context, r store.Revocation, action string, outcome auditv1.Event_Outcome) outbox.Event {
 	data := map[string]any{
 		"certificate_id": r.CertificateID, "issuer_id": r.IssuerID, "serial_number": r.SerialNumber,
-		"reason": issuer.Reason(uint8(r.Reason)).String(), "status": r.Status, //nolint:gosec // a CRLReason is one byte
+		"reason": issuer.Reason(uint8(r.Reason)).String(), "status": r.Status,
 	}
 	if r.LastError != "" {
 		data["error"] = r.LastError
@@ -259,7 +259,7 @@ func (c *Core) revokeRequest(ctx context.Context, row store.Revocation) (issuer.
 		return issuer.RevokeRequest{}, err
 	}
 	ref, err := decodeReference(referenceText(o.CAReference))
-	return issuer.RevokeRequest{Ref: ref, Certificate: leaf, Reason: issuer.Reason(uint8(row.Reason)), RevokedAt: row.RevocationTime}, err //nolint:gosec // a CRLReason is one byte
+	return issuer.RevokeRequest{Ref: ref, Certificate: leaf, Reason: issuer.Reason(uint8(row.Reason)), RevokedAt: row.RevocationTime}, err
 }
 
 func revocationFields(r store.Revocation, err error) []zap.Field {

@@ -23,7 +23,7 @@ const keyCompromise = int16(issuer.KeyCompromise)
 func (w *world) issue(issuerID string) (SubmitRequest, store.Order) {
 	w.t.Helper()
 	r := request(w.t, issuerID)
-	o, err := w.Submit(w.ctx, r)
+	o, err := w.Submit(w.ctx(), r)
 	require.NoError(w.t, err)
 	require.Equal(w.t, Issued, o.Status)
 	return r, o
@@ -31,7 +31,7 @@ func (w *world) issue(issuerID string) (SubmitRequest, store.Order) {
 
 func (w *world) crl(issuerID string) *x509.RevocationList {
 	w.t.Helper()
-	stored, err := w.CRL(w.ctx, issuerID)
+	stored, err := w.CRL(w.ctx(), issuerID)
 	require.NoError(w.t, err)
 	list, err := x509.ParseRevocationList(stored.DER)
 	require.NoError(w.t, err)
@@ -47,14 +47,14 @@ func TestARevokedCertificateIsInTheCRLAtOnceAndOpenSSLAgrees(t *testing.T) {
 	r, o := w.issue(DefaultIssuerID)
 	_, kept := w.issue(DefaultIssuerID)
 
-	done, err := w.Revoke(w.ctx, RevokeRequest{CertificateID: r.CertificateID, SerialNumbers: []string{o.SerialNumber}, Reason: keyCompromise})
+	done, err := w.Revoke(w.ctx(), RevokeRequest{CertificateID: r.CertificateID, SerialNumbers: []string{o.SerialNumber}, Reason: keyCompromise})
 	require.NoError(t, err)
 	require.True(t, done)
 
 	dir := t.TempDir()
-	stored, err := w.CRL(w.ctx, DefaultIssuerID)
+	stored, err := w.CRL(w.ctx(), DefaultIssuerID)
 	require.NoError(t, err)
-	ca, err := w.CACertificates(w.ctx, DefaultIssuerID)
+	ca, err := w.CACertificates(w.ctx(), DefaultIssuerID)
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "crl"), stored.DER, 0o600))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "ca"), ca, 0o600))
@@ -74,7 +74,7 @@ func TestTheFirstReasonStays(t *testing.T) {
 	w := newWorld(t)
 	r, _ := w.issue(DefaultIssuerID)
 	for _, reason := range []issuer.Reason{issuer.Superseded, issuer.KeyCompromise} {
-		done, err := w.Revoke(w.ctx, RevokeRequest{CertificateID: r.CertificateID, Reason: int16(reason)})
+		done, err := w.Revoke(w.ctx(), RevokeRequest{CertificateID: r.CertificateID, Reason: int16(reason)})
 		require.NoError(t, err)
 		require.True(t, done)
 	}
@@ -89,7 +89,7 @@ func TestACAThatIsAwayIsToldLater(t *testing.T) {
 	w := newWorld(t)
 	r, o := w.issue(fakeIssuer)
 	w.fake.SetDown(issuer.RetryAfter(0, errors.New("maintenance")))
-	done, err := w.Revoke(w.ctx, RevokeRequest{CertificateID: r.CertificateID, Reason: keyCompromise})
+	done, err := w.Revoke(w.ctx(), RevokeRequest{CertificateID: r.CertificateID, Reason: keyCompromise})
 	require.NoError(t, err)
 	require.False(t, done)
 	require.Empty(t, w.events("revocation.done", r.CertificateID))
@@ -106,7 +106,7 @@ func TestACAThatIsAwayIsToldLater(t *testing.T) {
 	require.True(t, revoked)
 	require.Equal(t, issuer.KeyCompromise, reason)
 	require.Len(t, w.events("revocation.done", r.CertificateID), 1)
-	done, err = w.Revoke(w.ctx, RevokeRequest{CertificateID: r.CertificateID, Reason: keyCompromise})
+	done, err = w.Revoke(w.ctx(), RevokeRequest{CertificateID: r.CertificateID, Reason: keyCompromise})
 	require.NoError(t, err)
 	require.True(t, done)
 }
@@ -116,7 +116,7 @@ func TestACAWithoutRevocationIsNeverSaidToKnow(t *testing.T) {
 	w := newWorld(t)
 	w.createIssuer(NewIssuer{ID: "iss-blind", Name: "Blind", Type: "blind", Enabled: true})
 	r, _ := w.issue("iss-blind")
-	done, err := w.Revoke(w.ctx, RevokeRequest{CertificateID: r.CertificateID, Reason: keyCompromise})
+	done, err := w.Revoke(w.ctx(), RevokeRequest{CertificateID: r.CertificateID, Reason: keyCompromise})
 	require.NoError(t, err)
 	require.False(t, done)
 	require.Empty(t, w.events("revocation.done", r.CertificateID))
@@ -127,12 +127,12 @@ func TestARevocationThatMakesNoSenseIsRefused(t *testing.T) {
 	w := newWorld(t)
 	r, _ := w.issue(DefaultIssuerID)
 	for _, reason := range []int16{-1, 7, 8, 11, 300} {
-		_, err := w.Revoke(w.ctx, RevokeRequest{CertificateID: r.CertificateID, Reason: reason})
+		_, err := w.Revoke(w.ctx(), RevokeRequest{CertificateID: r.CertificateID, Reason: reason})
 		require.Equal(t, errs.Invalid, errs.KindOf(err), "reason %d", reason)
 	}
-	_, err := w.Revoke(w.ctx, RevokeRequest{CertificateID: r.CertificateID, SerialNumbers: []string{"0A"}})
+	_, err := w.Revoke(w.ctx(), RevokeRequest{CertificateID: r.CertificateID, SerialNumbers: []string{"0A"}})
 	require.Equal(t, errs.Invalid, errs.KindOf(err))
-	done, err := w.Revoke(w.ctx, RevokeRequest{CertificateID: r.CertificateID, SerialNumbers: []string{"abc"}})
+	done, err := w.Revoke(w.ctx(), RevokeRequest{CertificateID: r.CertificateID, SerialNumbers: []string{"abc"}})
 	require.NoError(t, err)
 	require.False(t, done, "nothing of that serial number was issued here")
 	require.Empty(t, w.crl(DefaultIssuerID).RevokedCertificateEntries)
@@ -147,14 +147,14 @@ func TestReplicasNeverGiveTwoCRLsOneNumber(t *testing.T) {
 	seen := map[int64]string{}
 	for i := range 30 {
 		wg.Go(func() {
-			list, err := replicas[i%3].MakeCRL(w.ctx, DefaultIssuerID)
+			list, err := replicas[i%3].MakeCRL(w.ctx(), DefaultIssuerID)
 			if !errs.IsKind(err, errs.Unavailable) {
-				require.NoError(t, err) //nolint:testifylint // the message is enough
+				require.NoError(t, err)
 			}
 			mu.Lock()
 			defer mu.Unlock()
 			if before, ok := seen[list.Number]; ok && err == nil {
-				require.Equal(t, before, string(list.DER)) //nolint:testifylint // as above
+				require.Equal(t, before, string(list.DER))
 			}
 			if err == nil {
 				seen[list.Number] = string(list.DER)
@@ -168,27 +168,27 @@ func TestReplicasNeverGiveTwoCRLsOneNumber(t *testing.T) {
 func TestTheLoopMakesTheCRLsThatAreDueAndNoOthers(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	made, err := w.RefreshCRLs(w.ctx)
+	made, err := w.RefreshCRLs(w.ctx())
 	require.NoError(t, err)
 	require.Equal(t, 1, made, "the first one of iss-local")
-	made, err = w.RefreshCRLs(w.ctx)
+	made, err = w.RefreshCRLs(w.ctx())
 	require.NoError(t, err)
 	require.Zero(t, made)
 
 	r, _ := w.issue(DefaultIssuerID)
-	_, err = w.Revoke(w.ctx, RevokeRequest{CertificateID: r.CertificateID, Reason: keyCompromise})
+	_, err = w.Revoke(w.ctx(), RevokeRequest{CertificateID: r.CertificateID, Reason: keyCompromise})
 	require.NoError(t, err)
 	select {
 	case <-w.CRLKick():
 	default:
 		t.Fatal("nobody was woken")
 	}
-	made, err = w.RefreshCRLs(w.ctx)
+	made, err = w.RefreshCRLs(w.ctx())
 	require.NoError(t, err)
 	require.Equal(t, 1, made)
 
 	w.clock.turn(13 * time.Hour)
-	made, err = w.RefreshCRLs(w.ctx)
+	made, err = w.RefreshCRLs(w.ctx())
 	require.NoError(t, err)
 	require.Equal(t, 1, made, "the second half of its life")
 }
@@ -197,7 +197,7 @@ func TestAnEntryStaysUntilACRLBeyondTheEndOfItsCertificate(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	r, _ := w.issue(DefaultIssuerID) // for one hour
-	_, err := w.Revoke(w.ctx, RevokeRequest{CertificateID: r.CertificateID, Reason: keyCompromise})
+	_, err := w.Revoke(w.ctx(), RevokeRequest{CertificateID: r.CertificateID, Reason: keyCompromise})
 	require.NoError(t, err)
 	require.Len(t, w.crl(DefaultIssuerID).RevokedCertificateEntries, 1)
 	w.clock.turn(25 * time.Hour)
@@ -211,28 +211,28 @@ func TestADeletedIssuerStillAnswersForWhatItIssued(t *testing.T) {
 	w := newWorld(t)
 	r, o := w.issue(DefaultIssuerID)
 	require.NoError(t, w.deleteIssuer(DefaultIssuerID))
-	_, err := w.GetIssuer(w.ctx, DefaultIssuerID)
+	_, err := w.GetIssuer(w.ctx(), DefaultIssuerID)
 	require.Equal(t, "ISSUER_NOT_FOUND", errs.ReasonOf(err))
 
-	done, err := w.Revoke(w.ctx, RevokeRequest{CertificateID: r.CertificateID, Reason: keyCompromise})
+	done, err := w.Revoke(w.ctx(), RevokeRequest{CertificateID: r.CertificateID, Reason: keyCompromise})
 	require.NoError(t, err)
 	require.True(t, done)
 	require.Equal(t, o.SerialNumber, issuer.FormatSerial(w.crl(DefaultIssuerID).RevokedCertificateEntries[0].SerialNumber))
-	require.NoError(t, w.Bootstrap(w.ctx))
-	_, err = w.GetIssuer(w.ctx, DefaultIssuerID)
+	require.NoError(t, w.Bootstrap(w.ctx()))
+	_, err = w.GetIssuer(w.ctx(), DefaultIssuerID)
 	require.Equal(t, "ISSUER_NOT_FOUND", errs.ReasonOf(err), "what was deleted is not made again")
-	_, err = w.Submit(w.ctx, request(t, DefaultIssuerID))
+	_, err = w.Submit(w.ctx(), request(t, DefaultIssuerID))
 	require.Equal(t, errs.Invalid, errs.KindOf(err))
 }
 
 func TestACAThatPublishesItselfHasNoCRLHere(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	_, err := w.CRL(w.ctx, fakeIssuer)
+	_, err := w.CRL(w.ctx(), fakeIssuer)
 	require.Equal(t, errs.NotFound, errs.KindOf(err))
-	_, err = w.CRL(w.ctx, "iss-none")
+	_, err = w.CRL(w.ctx(), "iss-none")
 	require.Equal(t, errs.NotFound, errs.KindOf(err))
-	pem, err := w.CACertificates(w.ctx, fakeIssuer)
+	pem, err := w.CACertificates(w.ctx(), fakeIssuer)
 	require.NoError(t, err)
 	require.Contains(t, string(pem), "BEGIN CERTIFICATE")
 }

@@ -31,7 +31,7 @@ func TestALocalOrderIsIssuedAtOnceAndEverybodyIsTold(t *testing.T) {
 	w := newWorld(t)
 	r := request(t, DefaultIssuerID, "www.example.com", "*.example.com")
 
-	o, err := w.Submit(w.ctx, r)
+	o, err := w.Submit(w.ctx(), r)
 
 	require.NoError(t, err)
 	require.Equal(t, Issued, o.Status)
@@ -60,7 +60,7 @@ func TestWhatTheLocalIssuerSignsHasNoLint(t *testing.T) {
 	w := newWorld(t)
 	for _, algorithm := range []certcheck.KeyAlgorithm{certcheck.ECDSAP256, certcheck.RSA2048} {
 		raw := certcheck.RawNames{CommonName: "www.example.com", DNSNames: []string{"www.example.com"}}
-		o, err := w.Submit(w.ctx, requestFor(t, DefaultIssuerID, raw, issuertest.NewKey(t, algorithm)))
+		o, err := w.Submit(w.ctx(), requestFor(t, DefaultIssuerID, raw, issuertest.NewKey(t, algorithm)))
 		require.NoError(t, err)
 		c, err := zx509.ParseCertificate(w.leaf(o.ID).Raw)
 		require.NoError(t, err)
@@ -76,17 +76,17 @@ func TestAKnownOrderAnswersAsItStands(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	r := request(t, DefaultIssuerID)
-	first, err := w.Submit(w.ctx, r)
+	first, err := w.Submit(w.ctx(), r)
 	require.NoError(t, err)
 
-	again, err := w.Submit(w.ctx, r)
+	again, err := w.Submit(w.ctx(), r)
 	require.NoError(t, err)
 	require.Equal(t, first.SerialNumber, again.SerialNumber)
 	require.Equal(t, 1, w.certificates(r.OrderID))
 
 	other := r
 	other.CertificateID = "cert-other"
-	_, err = w.Submit(w.ctx, other)
+	_, err = w.Submit(w.ctx(), other)
 	require.Equal(t, "ORDER_ID_REUSED", errs.ReasonOf(err))
 	require.Equal(t, errs.Conflict, errs.KindOf(err))
 }
@@ -100,8 +100,8 @@ func TestTwoReplicasThatSubmitTheSameOrderSignOnce(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range 8 {
 			wg.Go(func() {
-				_, err := replicas[i%2].Submit(w.ctx, r)
-				require.NoError(t, err) //nolint:testifylint // the message is enough
+				_, err := replicas[i%2].Submit(w.ctx(), r)
+				require.NoError(t, err)
 			})
 		}
 		wg.Wait()
@@ -128,7 +128,7 @@ func TestAnOrderEndsWithOneCertificateWhereverTheProcessDies(t *testing.T) {
 					}
 					return nil
 				}
-				_, err := dying.Submit(w.ctx, r)
+				_, err := dying.Submit(w.ctx(), r)
 				require.ErrorIs(t, err, errKilled)
 
 				// The reconciler dies once too, at the same point and where it begins.
@@ -144,7 +144,7 @@ func TestAnOrderEndsWithOneCertificateWhereverTheProcessDies(t *testing.T) {
 				}
 				w.reconcile(w.Core)
 				// The caller heard nothing and asks again.
-				o, err := w.Submit(w.ctx, r)
+				o, err := w.Submit(w.ctx(), r)
 				require.NoError(t, err)
 
 				require.Equal(t, Issued, o.Status)
@@ -171,7 +171,7 @@ func TestTheSameSerialNumberIsSignedAfterACrash(t *testing.T) {
 		}
 		return nil
 	}
-	_, err := dying.Submit(w.ctx, r)
+	_, err := dying.Submit(w.ctx(), r)
 	require.ErrorIs(t, err, errKilled)
 	intent := w.order(r.OrderID)
 	require.Equal(t, Submitting, intent.Status)
@@ -187,7 +187,7 @@ func TestTwoReconcilersDoNotMeetOnOneOrder(t *testing.T) {
 	w := newWorld(t)
 	r := request(t, fakeIssuer)
 	w.fake.PlanOrder(r.OrderID, issuertest.Plan{LostReplies: 1})
-	o, err := w.Submit(w.ctx, r)
+	o, err := w.Submit(w.ctx(), r)
 	require.NoError(t, err)
 	require.Equal(t, Unknown, o.Status)
 	other := w.replica()
@@ -218,7 +218,7 @@ func TestAnAnswerAfterTheLeaseIsDropped(t *testing.T) {
 		return nil
 	}
 
-	o, err := slow.Submit(w.ctx, r)
+	o, err := slow.Submit(w.ctx(), r)
 
 	require.NoError(t, err)
 	require.Equal(t, Issued, o.Status)
@@ -231,7 +231,7 @@ func TestALostReplyIsLookedUpBeforeAnythingElse(t *testing.T) {
 	w := newWorld(t)
 	r := request(t, fakeIssuer)
 	w.fake.PlanOrder(r.OrderID, issuertest.Plan{LostReplies: 1, FindErrors: []error{issuer.RetryAfter(0, errors.New("away"))}})
-	o, err := w.Submit(w.ctx, r)
+	o, err := w.Submit(w.ctx(), r)
 	require.NoError(t, err)
 	require.Equal(t, Unknown, o.Status)
 	require.Equal(t, reasonLost, o.ErrorReason)
@@ -252,7 +252,7 @@ func TestALostReplyOfACAWithoutLookupStaysUnknownUntilItIsCancelled(t *testing.T
 	w.createIssuer(NewIssuer{ID: "iss-blind", Name: "Blind", Type: "blind", Enabled: true})
 	r := request(t, "iss-blind")
 	w.fake.PlanOrder(r.OrderID, issuertest.Plan{LostReplies: 1})
-	_, err := w.Submit(w.ctx, r)
+	_, err := w.Submit(w.ctx(), r)
 	require.NoError(t, err)
 
 	for range 3 {
@@ -266,10 +266,10 @@ func TestALostReplyOfACAWithoutLookupStaysUnknownUntilItIsCancelled(t *testing.T
 	require.NoError(t, err)
 	require.Equal(t, 1, bought)
 
-	o, err = w.Cancel(w.ctx, r.OrderID)
+	o, err = w.Cancel(w.ctx(), r.OrderID)
 	require.NoError(t, err)
 	require.Equal(t, Cancelled, o.Status)
-	o, err = w.Cancel(w.ctx, r.OrderID)
+	o, err = w.Cancel(w.ctx(), r.OrderID)
 	require.NoError(t, err, "cancelling again")
 	require.Equal(t, Cancelled, o.Status)
 }
@@ -281,7 +281,7 @@ func TestACAThatHangsLeavesTheOrderUnknownAndItIsFound(t *testing.T) {
 	r := request(t, fakeIssuer)
 	w.fake.PlanOrder(r.OrderID, issuertest.Plan{HangSubmit: true})
 
-	o, err := w.Submit(w.ctx, r)
+	o, err := w.Submit(w.ctx(), r)
 	require.NoError(t, err)
 	require.Equal(t, Unknown, o.Status)
 	w.reconcile(w.Core)
@@ -296,7 +296,7 @@ func TestACallerWhoLeavesLosesNothing(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	r := request(t, fakeIssuer)
-	ctx, leave := context.WithCancel(w.ctx)
+	ctx, leave := context.WithCancel(w.ctx())
 	w.checkpoint = func(at string) error {
 		if at == pointIntent {
 			leave()
@@ -314,12 +314,12 @@ func TestAnOrderWaitsForACAThatIsAwayAndFailsAtItsDeadline(t *testing.T) {
 	w.fake.SetDown(issuer.RetryAfter(0, errors.New("maintenance")))
 	r, late := request(t, fakeIssuer), request(t, fakeIssuer)
 	for _, each := range []SubmitRequest{r, late} {
-		o, err := w.Submit(w.ctx, each)
+		o, err := w.Submit(w.ctx(), each)
 		require.NoError(t, err)
 		require.Equal(t, Created, o.Status)
 		require.Equal(t, reasonUnavailable, o.ErrorReason)
 	}
-	_, err := w.deps.DB.Pool.Exec(w.ctx, `UPDATE orders SET deadline_time = now() - interval '1 hour' WHERE id = $1`, late.OrderID)
+	_, err := w.deps.DB.Pool.Exec(w.ctx(), `UPDATE orders SET deadline_time = now() - interval '1 hour' WHERE id = $1`, late.OrderID)
 	require.NoError(t, err)
 
 	w.reconcile(w.Core)
@@ -340,7 +340,7 @@ func TestACertificateThatIsNotWhatWasAskedForIsNotStored(t *testing.T) {
 	for name, plan := range map[string]issuertest.Plan{"key": {WrongKey: true}, "names": {ExtraName: "evil.example.org"}} {
 		r := request(t, fakeIssuer)
 		w.fake.PlanOrder(r.OrderID, plan)
-		o, err := w.Submit(w.ctx, r)
+		o, err := w.Submit(w.ctx(), r)
 		require.NoError(t, err)
 		require.Equal(t, Failed, o.Status, name)
 		require.Equal(t, reasonMismatch, o.ErrorReason)
@@ -354,14 +354,14 @@ func TestAnOrderThatTheCARefusesIsRejectedAndSaysWhy(t *testing.T) {
 	w := newWorld(t)
 	r, misconfigured := request(t, fakeIssuer), request(t, fakeIssuer)
 	w.fake.PlanOrder(r.OrderID, issuertest.Plan{SubmitErrors: []error{issuer.Permanent("CAA_FORBIDS", "CAA forbids it")}})
-	o, err := w.Submit(w.ctx, r)
+	o, err := w.Submit(w.ctx(), r)
 	require.NoError(t, err)
 	require.Equal(t, Rejected, o.Status)
 	require.Equal(t, "CAA_FORBIDS", o.ErrorReason)
 	require.Equal(t, "CAA forbids it", o.ErrorMessage)
 
 	w.fake.PlanOrder(misconfigured.OrderID, issuertest.Plan{SubmitErrors: []error{issuer.Misconfigured("KEY_REVOKED", "the API key is revoked")}})
-	o, err = w.Submit(w.ctx, misconfigured)
+	o, err = w.Submit(w.ctx(), misconfigured)
 	require.NoError(t, err)
 	require.Equal(t, Failed, o.Status)
 }
@@ -373,7 +373,7 @@ func TestABadCSRLeavesNothingBehind(t *testing.T) {
 	names := certcheck.RawNames{CommonName: "www.example.com", DNSNames: []string{"www.example.com"}}
 	key := issuertest.NewKey(t, certcheck.ECDSAP256)
 	good := csrPEM(t, key, names)
-	weak, err := rsa.GenerateKey(rand.Reader, 1024) //nolint:gosec // that is the point
+	weak, err := rsa.GenerateKey(rand.Reader, 1024)
 	require.NoError(t, err)
 	other := csrPEM(t, key, certcheck.RawNames{CommonName: "www.example.com", DNSNames: []string{"www.example.com", "evil.example.org"}})
 	fewer := csrPEM(t, key, certcheck.RawNames{DNSNames: []string{"other.example.com"}})
@@ -411,27 +411,27 @@ func TestABadCSRLeavesNothingBehind(t *testing.T) {
 		r := requestFor(t, DefaultIssuerID, names, key)
 		r.CSR = good
 		c.change(&r)
-		_, err := w.Submit(w.ctx, r)
+		_, err := w.Submit(w.ctx(), r)
 		require.Equal(t, errs.Invalid, errs.KindOf(err), "%s: %v", name, err)
 		require.Equal(t, c.field, errs.From(err).Violations()[0].Field, name)
-		_, err = w.GetOrder(w.ctx, r.OrderID)
+		_, err = w.GetOrder(w.ctx(), r.OrderID)
 		require.Equal(t, errs.NotFound, errs.KindOf(err), name)
 	}
-	require.NoError(t, w.CheckCSR(w.ctx, CSRRequest{CSR: block.Bytes, Request: Request{IssuerID: DefaultIssuerID, Names: names}}), "DER is fine too")
+	require.NoError(t, w.CheckCSR(w.ctx(), CSRRequest{CSR: block.Bytes, Request: Request{IssuerID: DefaultIssuerID, Names: names}}), "DER is fine too")
 }
 
 func TestAChangedProfileCountsFromTheNextOrderOnInEveryReplica(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	other := w.replica()
-	_, err := other.Submit(w.ctx, request(t, DefaultIssuerID))
+	_, err := other.Submit(w.ctx(), request(t, DefaultIssuerID))
 	require.NoError(t, err, "the other replica now remembers the profile")
 
 	w.updateProfile(openProfile, func(p *profileEdit) { p.AllowedSANPatterns = []string{"*.example.org"} })
 
-	_, err = other.Submit(w.ctx, request(t, DefaultIssuerID))
+	_, err = other.Submit(w.ctx(), request(t, DefaultIssuerID))
 	require.Equal(t, errs.Invalid, errs.KindOf(err))
-	_, err = other.Submit(w.ctx, request(t, DefaultIssuerID, "www.example.org"))
+	_, err = other.Submit(w.ctx(), request(t, DefaultIssuerID, "www.example.org"))
 	require.NoError(t, err)
 }
 
@@ -439,13 +439,13 @@ func TestADisabledIssuerTakesNoOrders(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	other := w.replica()
-	_, err := other.Submit(w.ctx, request(t, DefaultIssuerID))
+	_, err := other.Submit(w.ctx(), request(t, DefaultIssuerID))
 	require.NoError(t, err)
 
 	off := false
 	w.updateIssuer(DefaultIssuerID, IssuerEdit{Enabled: &off})
 
-	_, err = other.Submit(w.ctx, request(t, DefaultIssuerID))
+	_, err = other.Submit(w.ctx(), request(t, DefaultIssuerID))
 	require.Equal(t, errs.Invalid, errs.KindOf(err))
 	require.ErrorContains(t, err, "disabled")
 }
@@ -453,11 +453,11 @@ func TestADisabledIssuerTakesNoOrders(t *testing.T) {
 func TestAnIssuedOrderCostsFourStatements(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	_, err := w.Submit(w.ctx, request(t, DefaultIssuerID))
+	_, err := w.Submit(w.ctx(), request(t, DefaultIssuerID))
 	require.NoError(t, err, "what is remembered from now on")
 	counter := w.countStatements()
 
-	_, err = w.Submit(w.ctx, request(t, DefaultIssuerID))
+	_, err = w.Submit(w.ctx(), request(t, DefaultIssuerID))
 
 	require.NoError(t, err)
 	require.Len(t, counter(), 4, "%v", counter())
@@ -469,9 +469,9 @@ func TestTheLeafIsWithinTheLifeOfItsCA(t *testing.T) {
 	w.createProfile(narrowFor(10 * 365 * 24 * time.Hour))
 	r := request(t, DefaultIssuerID)
 	r.ProfileID = narrowProfile
-	_, err := w.Submit(w.ctx, r)
+	_, err := w.Submit(w.ctx(), r)
 	require.NoError(t, err)
-	text, err := w.CACertificates(w.ctx, DefaultIssuerID)
+	text, err := w.CACertificates(w.ctx(), DefaultIssuerID)
 	require.NoError(t, err)
 	block, _ := pem.Decode(text)
 	ca, err := x509.ParseCertificate(block.Bytes)

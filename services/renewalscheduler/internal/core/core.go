@@ -73,7 +73,7 @@ type Core struct {
 
 const (
 	// leaseFor is how long a dead process keeps a row; a live one renews the lease while it works.
-	leaseFor = 15 * time.Second
+	leaseFor = 10 * time.Second
 	// workFor bounds the work on one row. It outlives the longest call that a handler makes.
 	workFor = 90 * time.Second
 	// lookAgain is how often a running sweep looks for rows that became due by time alone.

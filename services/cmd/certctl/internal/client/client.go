@@ -68,7 +68,7 @@ func (a *app) connectionFlags(c *cobra.Command) {
 	flags.String(flagURL, "", "URL of the gateway (CERTCTL_URL)")
 	flags.String(flagKeyFile, "", "file with the API key (CERTCTL_API_KEY_FILE, or the key in CERTCTL_API_KEY)")
 	flags.String(flagCA, "", "file with the CA that the gateway's certificate is from, PEM (CERTCTL_CA)")
-	flags.String(flagDataDir, "", "data directory of a local `certctl serve`, which has all three (CERTCTL_DATA_DIR; default ./.certctl)")
+	flags.String(flagDataDir, "", "data directory of a local server, which has all three (CERTCTL_DATA_DIR; default ./.certctl)")
 	flags.StringP(flagOutput, "o", string(show.Table), "table, json, yaml or name")
 	complete(c, flagOutput, cobra.FixedCompletions(show.Formats(), cobra.ShellCompDirectiveNoFileComp))
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err.Error()) })

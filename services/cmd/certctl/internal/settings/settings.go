@@ -100,7 +100,7 @@ type Loops struct {
 
 // Process is how a process shows itself.
 type Process struct {
-	MetricsAddr string `env:"CERTCTL_METRICS_LISTEN_ADDR" flag:"metrics-listen" help:"Where /metrics and /ready of this process are served, HTTP. Empty: nowhere."`
+	MetricsAddr string `env:"CERTCTL_METRICS_LISTEN_ADDR" flag:"metrics-listen" help:"Where /metrics and /loops of this process are served, HTTP without a key. Empty: nowhere."`
 	LogLevel    string `env:"CERTCTL_LOG_LEVEL" envDefault:"info" check:"oneof debug info warn error" help:"Least level of log lines."`
 	LogFormat   string `env:"CERTCTL_LOG_FORMAT" envDefault:"console" check:"oneof console json" help:"Form of log lines."`
 }
