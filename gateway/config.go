@@ -82,6 +82,9 @@ func (r Rate) limit() limit.Rate { return limit.Rate{PerSecond: r.PerSecond, Bur
 
 // Validate tells what settings contradict each other.
 func (c *Config) Validate() error {
+	if _, err := auth.NewGate(auth.Config{Type: c.AuthType, Secret: c.AuthSecret}); err != nil {
+		return fmt.Errorf("CERTCTL_AUTH_TYPE, CERTCTL_AUTH_SECRET: %w", err)
+	}
 	if c.AuthType != AuthNone {
 		return nil
 	}

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -56,6 +57,9 @@ func Migrate(ctx context.Context, cfg settings.Server) error {
 // All runs everything in this process until ctx ends. out gets the words for people.
 func All(ctx context.Context, cfg settings.Server, out io.Writer) (err error) {
 	started := time.Now()
+	if err := Check(cfg); err != nil {
+		return err // before anything is made
+	}
 	p, err := newProcess(cfg, "")
 	if err != nil {
 		return err
@@ -351,9 +355,12 @@ Try next, in another terminal:
 	return err
 }
 
-// Check tells what is wrong with settings that parse: what the gateway and the secrets would refuse at the start.
+// Check tells what is wrong with settings that parse: what the gateway would refuse at its start.
 func Check(cfg settings.Server) error {
 	check := gateway.Config{ListenAddr: cfg.ListenAddr, AuthType: cfg.Auth.Type, AuthSecret: cfg.Auth.Secret,
 		AuthNoneAcknowledged: cfg.Auth.NoneAck, CORSOrigins: cfg.Auth.Origins}
+	if check.AuthSecret.IsZero() {
+		check.AuthSecret = secretbox.NewSecret(strings.Repeat("-", 32)) // the key that serve will make
+	}
 	return check.Validate()
 }
