@@ -168,10 +168,10 @@ func (a *agent) run(ctx context.Context) error {
 		a.log.Info("the server has retired this agent; it ends")
 		return errors.Join(err, a.id.Retire())
 	}
-	if ctx.Err() != nil {
-		return nil
+	if ctx.Err() == nil {
+		return err
 	}
-	return err
+	return nil // told to end, which it did
 }
 
 // recover mends what a crash left half done before anything new begins. That can take a while, in which the agent is seen to

@@ -3,31 +3,40 @@ package agent_test
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/certctl/certctl/agent"
 )
 
-func TestAKilledAgentTakesItsDeploymentUpAgain(t *testing.T) {
-	t.Parallel()
-	s := newServer(t)
-	cfg := config(t, s)
+// killed is an agent that died when its deployment had swapped the files and the server's command had just begun.
+func killed(t *testing.T, s *server, cfg agent.Config) (p *place, renewed version, e *entry) {
+	t.Helper()
 	first := startChild(t, cfg)
 	eventually(t, s.connected(), "the agent connects")
 	p, g := newPlace(t, "target-1"), newGate(t)
 	require.NotNil(t, s.result(s.add(p.deploy(t, "cert-1", s.certify("cert-1")))).GetDeploy())
 
 	p.command = g.command()
-	renewed := s.certify("cert-1")
-	e := s.add(p.deploy(t, "cert-1", renewed))
+	renewed = s.certify("cert-1")
+	e = s.add(p.deploy(t, "cert-1", renewed))
 	eventually(t, func() bool { return g.runs() == 1 }, "the deployment has swapped the files")
 	first.kill()
 	require.Greater(t, len(p.names(t)), 2, "the kill left a deployment half done")
-	require.NoError(t, os.WriteFile(g.dir+"/open", nil, 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(g.dir, "open"), nil, 0o600))
+	return p, renewed, e
+}
 
+func TestAKilledAgentTakesItsDeploymentUpAgain(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	cfg := config(t, s)
+	p, renewed, e := killed(t, s, cfg)
 	startChild(t, cfg)
 	report := s.result(e)
 	require.Equal(t, renewed.fingerprint, report.GetDeploy().GetServedFingerprintSha256())
@@ -36,6 +45,17 @@ func TestAKilledAgentTakesItsDeploymentUpAgain(t *testing.T) {
 	require.Equal(t, []string{"tls.crt", "tls.key"}, p.names(t))
 	require.Equal(t, 1, s.called("Enroll"))
 	require.Len(t, e.results, 1)
+}
+
+func TestWhatAKillLeftIsMendedAlsoWhenNobodyAsksAgain(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	cfg := config(t, s)
+	p, renewed, _ := killed(t, s, cfg)
+	s.stop()
+	startChild(t, cfg)
+	eventually(t, func() bool { return len(p.names(t)) == 2 }, "the engine ends the deployment, without a server")
+	require.Equal(t, renewed.pem+renewed.chain, read(t, p.fullchain()))
 }
 
 func TestAnAgentWithNothingToDoUsesNoProcessorTime(t *testing.T) {

@@ -21,12 +21,10 @@ func (a *agent) enrol(ctx context.Context) error {
 	var pause control.Backoff
 	for {
 		answer, err := a.enrolOnce(ctx)
-		switch {
-		case err == nil:
+		if err == nil {
 			return a.enrolled(answer)
-		case ctx.Err() != nil:
-			return nil
-		case !errs.IsKind(err, errs.Unavailable, errs.DeadlineExceeded, errs.ResourceExhausted, errs.Internal):
+		}
+		if ctx.Err() == nil && !errs.IsKind(err, errs.Unavailable, errs.DeadlineExceeded, errs.ResourceExhausted, errs.Internal) {
 			return err
 		}
 		wait := pause.Next()

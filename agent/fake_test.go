@@ -85,7 +85,6 @@ type server struct {
 	revision    int64
 	line        *line
 	connects    []time.Time
-	drained     time.Time
 	sessions    []string
 	calls       map[string]int
 	handshakes  int

@@ -18,6 +18,9 @@ import (
 // the next run.
 const sweepBudget = 5 * time.Minute
 
+// dueWatchInterval is how late work may begin that only the clock announces. A look costs four index entries.
+const dueWatchInterval = 5 * time.Second
+
 func newLoops(cfg Config, deps Deps, c *core.Core, st *store.Store) (*tick.Group, error) {
 	group, err := tick.NewGroup(tick.Config{}, tick.Deps{Logger: deps.Log, Registry: deps.Metrics})
 	if err != nil {
@@ -49,7 +52,7 @@ func newLoops(cfg Config, deps Deps, c *core.Core, st *store.Store) (*tick.Group
 		idle("notification retry", "sends failed notifications again", cfg.NotificationRetryInterval),
 		idle("digest", "sends the daily digest", cfg.DigestInterval),
 		{
-			Name: "due watch", Description: "wakes the slower loops at the time of their work, and counts stuck rows", Interval: cfg.JobProcessorInterval,
+			Name: "due watch", Description: "wakes the slower loops at the time of their work, and counts stuck rows", Interval: dueWatchInterval,
 			Run: watched(c, st, deps.Now, stuck),
 		},
 		{

@@ -131,7 +131,7 @@ func (b *Backoff) Next() time.Duration {
 		ceiling = min(most, first<<b.attempt)
 	}
 	b.attempt++
-	return time.Duration(rand.Int64N(int64(ceiling)) + 1)
+	return 1 + rand.N(ceiling) //nolint:gosec // nobody gains by guessing when an agent comes back
 }
 
 // Reset starts over after a success.

@@ -61,10 +61,7 @@ func (s *Stream) Run(ctx context.Context) error {
 		if !s.welcomed.IsZero() && time.Since(s.welcomed) > settled {
 			pause.Reset()
 		}
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
+		if err != nil && ctx.Err() == nil {
 			if wait, err = s.lost(ctx, credential, err, &pause); err != nil {
 				return err
 			}

@@ -18,7 +18,7 @@ import (
 
 const (
 	recordFile     = "agent.json"
-	credentialFile = "credential" //nolint:gosec // a file's name
+	credentialFile = "credential"
 	// nextFile holds a credential that has not been used yet. Until it has, the old one is kept too: after a crash
 	// either may be the one that the server knows.
 	nextFile = "credential.next"

@@ -174,7 +174,7 @@ func (c *Core) attachCSR(ctx context.Context, tx *store.Tx, j *store.Job, rec *i
 		return err
 	}
 	j.Askers = withAsker(j.Askers, me)
-	if err := c.auditJob(ctx, tx, j, "job.csr.submitted", ""); err != nil {
+	if err := c.auditJob(ctx, tx, j, "job.csr.submitted", note{}); err != nil {
 		return err
 	}
 	if j.State == store.Pending {
@@ -284,7 +284,7 @@ func (c *Core) ApproveJob(ctx context.Context, tx *store.Tx, seen *store.Job, co
 	if err := c.approve().apply(ctx, tx, j); err != nil {
 		return nil, err
 	}
-	if err := c.auditJob(ctx, tx, j, "job.approved", comment); err != nil {
+	if err := c.auditJob(ctx, tx, j, "job.approved", note{comment: comment}); err != nil {
 		return nil, err
 	}
 	return j, tx.Bump(ctx, store.Jobs)
@@ -321,7 +321,7 @@ func (c *Core) RejectJob(ctx context.Context, tx *store.Tx, seen *store.Job, com
 // RetryJob opens fresh work for a job that did not succeed. Approval is asked for again, and neither who asked first nor
 // who asks now may give it.
 func (c *Core) RetryJob(ctx context.Context, tx *store.Tx, seen *store.Job, rec *inventoryv1.CertificateRecord) (*store.Job, error) {
-	_, policy, me, err := c.begin(ctx, tx, rec)
+	p, policy, me, err := c.begin(ctx, tx, rec)
 	if err != nil {
 		return nil, err
 	}
@@ -336,7 +336,7 @@ func (c *Core) RetryJob(ctx context.Context, tx *store.Tx, seen *store.Job, rec 
 		kind: old.Type, certificateID: old.CertificateID, targetID: old.TargetID, requestedBy: me, askers: old.Askers, retryOf: old.ID,
 		policy: policy, action: "job.retried",
 	}
-	if o.agents, o.callerCSR, err = c.leftKeys(ctx, tx, old, rec); err != nil {
+	if o.agents, o.callerCSR, err = c.leftKeys(ctx, tx, leftOf{job: old, plan: p, rec: rec}); err != nil {
 		return nil, err
 	}
 	j, err := c.openJob(ctx, tx, o)
@@ -354,16 +354,29 @@ func (c *Core) RetryJob(ctx context.Context, tx *store.Tx, seen *store.Job, rec 
 	return j, err
 }
 
-// leftKeys are the keys of an ended job that have no version yet. Nothing: the new job makes all that the certificate has.
-func (c *Core) leftKeys(ctx context.Context, tx *store.Tx, old *store.Job, rec *inventoryv1.CertificateRecord) (agents []string, callerCSR string, err error) {
-	keys, err := tx.Keys(ctx, old.ID)
+// leftOf is an ended job with what its certificate is now.
+type leftOf struct {
+	job  *store.Job
+	plan *store.Plan
+	rec  *inventoryv1.CertificateRecord
+}
+
+// leftKeys are the keys of an ended job that have no version yet of what is wanted now. Nothing: the new job makes all that
+// the certificate has.
+func (c *Core) leftKeys(ctx context.Context, tx *store.Tx, left leftOf) (agents []string, callerCSR string, err error) {
+	keys, err := tx.Keys(ctx, left.job.ID)
 	if err != nil {
 		return nil, "", err
 	}
-	holders := holdersOf(rec)
+	holders := holdersOf(left.rec)
 	for _, k := range keys {
+		is, err := orderedSubject(k)
+		if err != nil {
+			return nil, "", err
+		}
+		current := is == "" || is == left.plan.Subject
 		switch {
-		case k.State == store.KeyDone:
+		case k.State == store.KeyDone && current:
 		case k.AgentID == "" && k.CsrPEM != "" && (k.State != store.KeyFailed || k.KeepCSR):
 			callerCSR = k.CsrPEM
 		case k.AgentID == "" || slices.Contains(holders, k.AgentID):

@@ -47,7 +47,8 @@ func (c *Core) applyDeployment(ctx context.Context, tx *store.Tx, j *store.Job, 
 	switch {
 	case d.GetStatus() == inventoryv1.Deployment_SERVED:
 		return c.end(ctx, tx, j, ending{transition: c.complete(), action: "job.completed"})
-	case d.GetStatus() == inventoryv1.Deployment_FAILED && d.GetNextAttemptTime() == nil:
+	case d.GetStatus() == inventoryv1.Deployment_FAILED:
+		// Its tries are used up. That inventory comes back to it much later is not for a job to wait for.
 		p.Reason = cmp.Or(p.Reason, "DEPLOYMENT_FAILED")
 		return c.end(ctx, tx, j, ending{transition: c.fail(), action: "job.failed", problem: p})
 	case p != j.Error:

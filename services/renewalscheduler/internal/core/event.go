@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"google.golang.org/protobuf/proto"
 
@@ -27,6 +26,8 @@ func (c *Core) ApplyEvent(ctx context.Context, tx *store.Tx, e *eventv1.Event) e
 		return payload(ctx, tx, e, &inventoryv1.CertificateChanged{}, c.certificateUpdated)
 	case "certificate.archived", "certificate.revoked":
 		return payload(ctx, tx, e, &inventoryv1.CertificateChanged{}, c.certificateClosed)
+	case "version.revoked":
+		return payload(ctx, tx, e, &inventoryv1.CertificateChanged{}, c.versionRevoked)
 	case "certificate.expired":
 		return payload(ctx, tx, e, &inventoryv1.CertificateChanged{}, c.certificateExpired)
 	case "version.stored":
@@ -75,6 +76,10 @@ func (c *Core) certificateCreated(ctx context.Context, tx *store.Tx, e *inventor
 	if closed(p.CertificateStatus) || p.State == store.PlanEnded {
 		return nil
 	}
+	wish(p, cert, by)
+	if err := c.refreshPlan(ctx, tx, p); err != nil {
+		return err
+	}
 	policy, err := policyOf(ctx, tx, p.PolicyID)
 	if err != nil {
 		return err
@@ -83,75 +88,56 @@ func (c *Core) certificateCreated(ctx context.Context, tx *store.Tx, e *inventor
 		kind: store.Issue, certificateID: cert.GetId(), requestedBy: by, policy: policy,
 	})
 	if errors.Is(err, store.ErrOpen) {
-		return nil
+		// Somebody was quicker than this event. Who created the certificate has asked for it all the same.
+		return c.followOpen(ctx, tx, change{certificateID: cert.GetId(), by: by, subject: true})
 	}
 	return err
 }
 
-// certificateUpdated follows the policy, and has keys made for agents that have none.
+// certificateUpdated follows the policy, has keys made for agents that have none, and has issued what is wanted now.
 func (c *Core) certificateUpdated(ctx context.Context, tx *store.Tx, e *inventoryv1.CertificateChanged) error {
 	cert := e.GetCertificate()
-	p, err := c.ensurePlan(ctx, tx, cert, cmp.Or(e.GetActor().GetId(), system))
+	by := cmp.Or(e.GetActor().GetId(), system)
+	p, err := c.ensurePlan(ctx, tx, cert, by)
 	if err != nil || p.State == store.PlanEnded {
 		return err
 	}
 	p.PolicyID, p.CertificateStatus = cert.GetPolicyId(), cert.GetStatus().String()
-	if err := c.refreshPlan(ctx, tx, p); err != nil {
+	changed := wish(p, cert, by)
+	if changed {
+		p.Reissue = "its names, issuer, profile or key algorithm were changed by " + by
+	}
+	if err := c.refreshPlan(ctx, tx, p); err != nil || closed(p.CertificateStatus) {
 		return err
 	}
-	if len(e.GetAgentsWithoutVersion()) == 0 || closed(p.CertificateStatus) {
+	ctx = onBehalf(ctx, e.GetActor())
+	err = c.followOpen(ctx, tx, change{certificateID: cert.GetId(), by: by, subject: changed, agents: e.GetAgentsWithoutVersion()})
+	switch {
+	case !errors.Is(err, store.ErrNotFound):
+		return err
+	case changed:
+		return c.reissue(ctx, tx, p, by)
+	case len(e.GetAgentsWithoutVersion()) > 0:
+		return c.issueForAgents(ctx, tx, p, e)
+	default:
 		return nil
 	}
-	j, err := tx.OpenJob(ctx, cert.GetId())
-	if errors.Is(err, store.ErrNotFound) {
-		return c.issueForAgents(onBehalf(ctx, e.GetActor()), tx, p, e)
-	}
-	if err != nil {
-		return err
-	}
-	return c.addAgents(ctx, tx, j, e.GetAgentsWithoutVersion())
 }
 
-// issueForAgents opens a job for the keys of those agents only.
+// issueForAgents opens a job for the keys of those agents only; while a reissue is outstanding, for all.
 func (c *Core) issueForAgents(ctx context.Context, tx *store.Tx, p *store.Plan, e *inventoryv1.CertificateChanged) error {
+	by := cmp.Or(e.GetActor().GetId(), system)
+	if p.Reissue != "" {
+		return c.reissue(ctx, tx, p, by)
+	}
 	policy, err := policyOf(ctx, tx, p.PolicyID)
 	if err != nil {
 		return err
 	}
 	_, err = c.openJob(ctx, tx, opening{
-		kind: store.Issue, certificateID: p.CertificateID, requestedBy: cmp.Or(e.GetActor().GetId(), system), policy: policy,
-		agents: e.GetAgentsWithoutVersion(),
+		kind: store.Issue, certificateID: p.CertificateID, requestedBy: by, policy: policy, agents: e.GetAgentsWithoutVersion(),
 	})
 	return err
-}
-
-// addAgents adds keys to an open job. One without any yet will find the agents itself when it starts.
-func (c *Core) addAgents(ctx context.Context, tx *store.Tx, j *store.Job, agents []string) error {
-	j, err := tx.LockJob(ctx, j.ID)
-	if err != nil {
-		return err
-	}
-	keys, err := tx.Keys(ctx, j.ID)
-	if err != nil || len(keys) == 0 {
-		return err
-	}
-	added := false
-	for _, agent := range agents {
-		if slices.ContainsFunc(keys, func(k *store.Key) bool { return k.AgentID == agent }) {
-			continue
-		}
-		if err := tx.AddKeys(ctx, &store.Key{JobID: j.ID, AgentID: agent, State: store.KeyAwaitingCSR}); err != nil {
-			return err
-		}
-		added = true
-	}
-	if !added {
-		return nil
-	}
-	if err := c.touch(ctx, tx, j); err != nil {
-		return err
-	}
-	return tx.Bump(ctx, store.Jobs)
 }
 
 // certificateClosed ends all work on a revoked or archived certificate.
@@ -251,6 +237,11 @@ func (c *Core) taskFinished(ctx context.Context, tx *store.Tx, e *inventoryv1.Ta
 	k, j, err := c.lockKey(ctx, tx, e.GetCertificateId(), func() (*store.Key, error) { return tx.KeyByTask(ctx, e.GetTaskId()) })
 	if err != nil || j == nil || j.State.Final() || k.State != store.KeyAwaitingCSR || k.CsrPEM != "" {
 		return err
+	}
+	if gone, err := c.forgetRetired(ctx, tx, k, e); err != nil {
+		return err
+	} else if gone {
+		return errors.Join(c.settle(ctx, tx, j), tx.Bump(ctx, store.Jobs))
 	}
 	if e.GetCsrPem() == "" {
 		p := store.Problem{Reason: cmp.Or(e.GetProblem().GetReason(), "CSR_FAILED"), Message: e.GetProblem().GetMessage()}

@@ -104,9 +104,12 @@ func (f *facts) decide(r *renewalschedulerv1.ExplainCertificateResponse) {
 		return
 	}
 	holders := holdersOf(f.rec)
-	if slices.Equal(holders, []string{""}) {
+	switch {
+	case f.abandoned():
+		decision(r, "key", "the caller keeps the key", "the agents of all its targets are retired")
+	case slices.Equal(holders, []string{""}):
 		decision(r, "key", "the caller keeps the key", "the certificate has no targets")
-	} else {
+	default:
 		decision(r, "key", "made by "+agents(holders), "the agents of its targets make a key each")
 	}
 	if first, v, ok := earliest(f.policy, cert.GetId(), f.planKeys, time.Time{}); ok {
@@ -118,6 +121,9 @@ func (f *facts) decide(r *renewalschedulerv1.ExplainCertificateResponse) {
 		if first.Frozen != nil {
 			f.decideFreeze(r, first, v)
 		}
+	}
+	if f.plan != nil && f.plan.Reissue != "" {
+		decision(r, "reissue", "issued anew without waiting for its renewal", f.plan.Reissue)
 	}
 	if f.plan != nil && f.plan.Failures > 0 {
 		decision(r, "retry", fmt.Sprintf("%d jobs in a row ended without success", f.plan.Failures),
@@ -250,6 +256,11 @@ func (f *facts) csrBlocker() *renewalschedulerv1.Blocker {
 		if k.State != store.KeyAwaitingCSR || k.CsrPEM != "" {
 			continue
 		}
+		if k.AgentID == "" && f.abandoned() {
+			waiting = blocker(agentRetired, "the agents of all its targets are retired: bind a target on another agent, or post a CSR to /api/v1/certificates/"+
+				f.open.CertificateID+"/csr", "who owns the certificate")
+			continue
+		}
 		if k.AgentID == "" {
 			waiting = blocker("CSR_REQUIRED", "post a CSR to /api/v1/certificates/"+f.open.CertificateID+"/csr", "who keeps the key of the certificate")
 			continue
@@ -262,6 +273,11 @@ func (f *facts) csrBlocker() *renewalschedulerv1.Blocker {
 		}
 	}
 	return waiting
+}
+
+// abandoned tells that a certificate has targets and nobody who makes keys for them.
+func (f *facts) abandoned() bool {
+	return len(f.rec.GetCertificate().GetTargetIds()) > 0 && len(activeHolders(f.rec)) == 0
 }
 
 func (f *facts) agent(id string) (name, status string) {

@@ -30,6 +30,8 @@ type opening struct {
 	// callerCSR is a CSR for a key that the caller keeps.
 	callerCSR string
 	action    string
+	// cause is why there is a job although nobody asked for one; it is in the record.
+	cause string
 }
 
 // openJob stores a PENDING job. The plan of the certificate is locked by the caller; store.ErrOpen when an open job is
@@ -39,10 +41,19 @@ func (c *Core) openJob(ctx context.Context, tx *store.Tx, o opening) (*store.Job
 	if err != nil {
 		return nil, err
 	}
+	p, err := tx.LockPlan(ctx, o.certificateID)
+	if err != nil {
+		return nil, fmt.Errorf("lock plan: %w", err)
+	}
+	askers := withAsker(o.askers, o.requestedBy)
+	if p.SubjectBy != "" {
+		// Who wished what is issued now has asked for it, whoever opens the job.
+		askers = withAsker(askers, p.SubjectBy)
+	}
 	now := c.now()
 	j := &store.Job{
 		ID: id, Type: o.kind, State: store.Pending, CertificateID: o.certificateID, TargetID: o.targetID, RetryOf: o.retryOf,
-		MaxAttempts: DefaultMaxAttempts, RequestedBy: o.requestedBy, Askers: withAsker(o.askers, o.requestedBy),
+		MaxAttempts: DefaultMaxAttempts, RequestedBy: o.requestedBy, Askers: askers,
 		CreateTime: now, DueTime: now, DeadlineTime: now.Add(c.cfg.StartTimeout), Revision: 1,
 	}
 	if o.policy != nil {
@@ -65,23 +76,15 @@ func (c *Core) openJob(ctx context.Context, tx *store.Tx, o opening) (*store.Job
 	if action == "" {
 		action = "job.created"
 	}
-	if err := c.auditJob(ctx, tx, j, action, ""); err != nil {
+	if err := c.auditJob(ctx, tx, j, action, note{cause: o.cause}); err != nil {
 		return nil, err
 	}
 	if j.MakesKeys() {
-		if err := c.refreshPlanOf(ctx, tx, o.certificateID); err != nil {
+		if err := c.refreshPlan(ctx, tx, p); err != nil {
 			return nil, err
 		}
 	}
 	return j, tx.Bump(ctx, store.Jobs)
-}
-
-func (c *Core) refreshPlanOf(ctx context.Context, tx *store.Tx, certificateID string) error {
-	p, err := tx.LockPlan(ctx, certificateID)
-	if err != nil {
-		return fmt.Errorf("lock plan: %w", err)
-	}
-	return c.refreshPlan(ctx, tx, p)
 }
 
 func withAsker(askers []string, who string) []string {

@@ -22,14 +22,16 @@ func (c *Core) planAfter(ctx context.Context, tx *store.Tx, j *store.Job, was st
 		return fmt.Errorf("lock plan: %w", err)
 	}
 	if j.State == store.Completed {
-		p.Failures, p.RetryTime, p.Reopen = 0, time.Time{}, false
-		return c.refreshPlan(ctx, tx, p)
+		return c.planAfterSuccess(ctx, tx, p, j)
 	}
 	p.Failures++
 	p.RetryTime = c.now().Add(delayAfter(p.Failures, p.NotAfter.Sub(c.now())))
-	// A renewal is always tried again, before the certificate ends and after. A first issue is somebody's wish: it is tried
-	// again when it failed, and not when people let it go.
+	// A renewal is always tried again, before the certificate ends and after. A first issue and a reissue are somebody's wish:
+	// they are tried again when they failed, and not when people let them go.
 	p.Reopen = !e.byPerson && (j.State == store.Failed || j.State == store.Expired && was == store.AwaitingCSR)
+	if !p.Reopen {
+		p.Reissue = ""
+	}
 	return c.refreshPlan(ctx, tx, p)
 }
 
@@ -62,10 +64,13 @@ func schedule(p *store.Plan, policy *store.Policy, keys []store.PlanKey, jobOpen
 	} else if p.Reopen {
 		p.RenewAt, p.Rule = p.RetryTime, "the first issue is tried again"
 	}
+	if at := later(p.RetryTime, p.UpdateTime); p.Reissue != "" && (p.RenewAt.IsZero() || at.Before(p.RenewAt)) {
+		p.RenewAt, p.Rule, p.FreezeReason, p.FrozenUntil = at, p.Reissue, "", time.Time{}
+	}
 	switch {
 	case closed(p.CertificateStatus):
 		p.State, p.RenewAt = store.PlanEnded, time.Time{}
-	case !policy.Automatic && len(keys) > 0:
+	case !policy.Automatic && len(keys) > 0 && p.Reissue == "":
 		p.State, p.RenewAt, p.Rule = store.PlanIdle, time.Time{}, "policy "+policy.ID+": only by request"
 	case p.RenewAt.IsZero():
 		p.State = store.PlanIdle
@@ -146,14 +151,15 @@ func (c *Core) startPlan(ctx context.Context, tx *store.Tx, certificateID string
 	if err != nil {
 		return false, err
 	}
-	// A start that comes late, or from before a change, may have run into a freeze window.
-	if r, _, ok := earliest(policy, certificateID, keys, now); ok && r.Time.After(now) {
+	// A start that comes late, or from before a change, may have run into a freeze window. A reissue is somebody's wish, which
+	// the schedule does not bind.
+	if r, _, ok := earliest(policy, certificateID, keys, now); ok && r.Time.After(now) && p.Reissue == "" {
 		p.DueTime, p.RenewAt = r.Time, r.Time
 		noteFreeze(p, r)
 		return false, tx.SavePlan(ctx, p)
 	}
 	_, err = c.openJob(ctx, tx, opening{
-		kind: kindFor(p), certificateID: certificateID, requestedBy: c.askerOf(p), policy: policy,
+		kind: kindFor(p), certificateID: certificateID, requestedBy: c.askerOf(p), policy: policy, cause: p.Reissue,
 	})
 	if errors.Is(err, store.ErrOpen) {
 		return false, c.refreshPlan(ctx, tx, p)

@@ -109,7 +109,7 @@ func (c *Core) end(ctx context.Context, tx *store.Tx, j *store.Job, e ending) er
 			}
 		}
 	}
-	if err := c.auditJob(ctx, tx, j, e.action, e.comment); err != nil {
+	if err := c.auditJob(ctx, tx, j, e.action, note{comment: e.comment}); err != nil {
 		return err
 	}
 	if !j.MakesKeys() {
@@ -118,8 +118,11 @@ func (c *Core) end(ctx context.Context, tx *store.Tx, j *store.Job, e ending) er
 	return c.planAfter(ctx, tx, j, was, e)
 }
 
+// note is what an audit event says beside the job: what a person wrote, and why a job was opened.
+type note struct{ comment, cause string }
+
 // auditJob writes an audit event about a job. The actor is who does it; who asked for the job is in the data.
-func (c *Core) auditJob(ctx context.Context, tx *store.Tx, j *store.Job, action, comment string) error {
+func (c *Core) auditJob(ctx context.Context, tx *store.Tx, j *store.Job, action string, n note) error {
 	outcome := auditv1.Event_SUCCESS
 	if j.State == store.Failed || j.State == store.Expired {
 		outcome = auditv1.Event_FAILURE
@@ -128,7 +131,8 @@ func (c *Core) auditJob(ctx context.Context, tx *store.Tx, j *store.Job, action,
 		"type": string(j.Type), "certificate_id": j.CertificateID, "state": string(j.State), "requested_by": j.RequestedBy, "attempt": j.Attempt,
 	}
 	for name, value := range map[string]string{
-		"target_id": j.TargetID, "approved_by": j.ApprovedBy, "reason": j.Error.Reason, "message": j.Error.Message, "retry_of": j.RetryOf, "comment": comment,
+		"target_id": j.TargetID, "approved_by": j.ApprovedBy, "reason": j.Error.Reason, "message": j.Error.Message, "retry_of": j.RetryOf, "comment": n.comment,
+		"cause": n.cause,
 	} {
 		if value != "" {
 			data[name] = value

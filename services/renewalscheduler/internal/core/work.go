@@ -3,8 +3,6 @@ package core
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -67,7 +65,7 @@ func (c *Core) Watch(ctx context.Context) (tick.Result, error) {
 	for _, k := range []struct {
 		due    bool
 		kicker *tick.Kicker
-	}{{due.Renewals, c.kicks.Renewals}, {due.Retries, c.kicks.Retries}, {due.Deadlines, c.kicks.Deadlines}} {
+	}{{due.Renewals, c.kicks.Renewals}, {due.Retries, c.kicks.Retries}, {due.Deadlines, c.kicks.Deadlines}, {due.Jobs, c.kicks.Jobs}} {
 		if k.due {
 			k.kicker.Kick()
 			r.Rows++
@@ -188,22 +186,6 @@ func (w *work) finish(ctx context.Context, e ending) error {
 	return w.change(ctx, func(ctx context.Context, tx *store.Tx, j *store.Job) error { return w.end(ctx, tx, j, e) })
 }
 
-// subject is what an approver decides about: names, issuer, profile and key of the certificate.
-func subject(cert *inventoryv1.Certificate) string {
-	h := sha256.New()
-	put := func(values ...string) {
-		for _, v := range values {
-			_, _ = fmt.Fprintf(h, "%d:%s,", len(v), v)
-		}
-		_, _ = h.Write([]byte{'\n'})
-	}
-	put(cert.GetCommonName(), cert.GetIssuerId(), cert.GetProfileId(), cert.GetKeyAlgorithm().String())
-	for _, names := range [][]string{cert.GetDnsNames(), cert.GetIpAddresses(), cert.GetEmailAddresses(), cert.GetUris()} {
-		put(slices.Sorted(slices.Values(names))...)
-	}
-	return hex.EncodeToString(h.Sum(nil))
-}
-
 // defaultApprovalTimeout is for profiles that do not say how long an approval may take.
 const defaultApprovalTimeout = 7 * 24 * time.Hour
 
@@ -219,6 +201,9 @@ func (w *work) gate(ctx context.Context) (passed bool, err error) {
 		return true, nil
 	}
 	is := subject(cert)
+	if err := w.told(ctx, is); err != nil {
+		return false, err
+	}
 	if w.job.ApprovedBy != "" && w.job.ApprovalSubject == is {
 		return true, nil
 	}
@@ -230,7 +215,7 @@ func (w *work) gate(ctx context.Context) (passed bool, err error) {
 		if err := w.requireApproval().apply(ctx, tx, j); err != nil {
 			return err
 		}
-		return w.auditJob(ctx, tx, j, "job.approval.requested", "")
+		return w.auditJob(ctx, tx, j, "job.approval.requested", note{})
 	})
 }
 
@@ -266,6 +251,9 @@ func (w *work) prepareKeys(ctx context.Context, tx *store.Tx, j *store.Job) ([]*
 		}
 		return keys, tx.AddKeys(ctx, keys...)
 	}
+	if keys, err = w.dropLeft(ctx, tx, j, keys); err != nil {
+		return nil, err
+	}
 	for _, k := range keys {
 		if k.State != store.KeyFailed {
 			continue
@@ -284,42 +272,45 @@ func (w *work) prepareKeys(ctx context.Context, tx *store.Tx, j *store.Job) ([]*
 
 // arrange gives every key its next id before anybody is called with it, and the job the state of its slowest key. The
 // deadline begins with the state.
-func (c *Core) arrange(ctx context.Context, tx *store.Tx, j *store.Job, keys []*store.Key) error {
+func (w *work) arrange(ctx context.Context, tx *store.Tx, j *store.Job, keys []*store.Key) error {
 	if len(keys) > 0 && !slices.ContainsFunc(keys, func(k *store.Key) bool { return k.State != store.KeyDone }) {
-		return c.end(ctx, tx, j, ending{transition: c.complete(), action: "job.completed"})
+		return w.end(ctx, tx, j, ending{transition: w.complete(), action: "job.completed"})
 	}
 	waiting, byCaller := false, false
 	for _, k := range keys {
 		if k.State != store.KeyAwaitingCSR {
 			continue
 		}
-		if err := c.nextID(ctx, tx, k); err != nil {
+		if err := w.nextID(ctx, tx, k); err != nil {
 			return err
 		}
 		if k.State == store.KeyAwaitingCSR {
 			waiting, byCaller = true, byCaller || k.AgentID == ""
 		}
 	}
-	t, timeout := c.awaitCA(), c.cfg.CATimeout
+	t, timeout := w.awaitCA(), w.cfg.CATimeout
 	if waiting {
-		t, timeout = c.awaitCSR(), c.cfg.CSRTimeout
+		t, timeout = w.awaitCSR(), w.cfg.CSRTimeout
 		if byCaller {
-			timeout = max(timeout, c.cfg.CallerCSRTimeout)
+			timeout = max(timeout, w.cfg.CallerCSRTimeout)
 		}
 	}
 	if j.State != t.to {
-		j.DeadlineTime = c.now().Add(timeout)
+		j.DeadlineTime = w.now().Add(timeout)
 	}
-	j.DueTime = c.now()
+	j.DueTime = w.now()
 	return t.apply(ctx, tx, j)
 }
 
 // nextID chooses the task of a key without CSR, or the order of one with it.
-func (c *Core) nextID(ctx context.Context, tx *store.Tx, k *store.Key) error {
+func (w *work) nextID(ctx context.Context, tx *store.Tx, k *store.Key) error {
 	switch {
 	case k.CsrPEM != "":
 		id, err := newID("ord")
 		if err != nil {
+			return err
+		}
+		if k.OrderRequest, err = orderRequest(w.rec.GetCertificate()); err != nil {
 			return err
 		}
 		k.OrderID, k.State = id, store.KeyAwaitingCA
@@ -340,6 +331,15 @@ func (w *work) stepKeys(ctx context.Context) (next time.Time, err error) {
 	keys, err := w.store.Keys(ctx, w.job.ID)
 	if err != nil {
 		return next, err
+	}
+	if slices.ContainsFunc(keys, w.left) {
+		return next, w.change(ctx, func(ctx context.Context, tx *store.Tx, j *store.Job) error {
+			keys, err := w.dropLeft(ctx, tx, j, keys)
+			if err != nil {
+				return err
+			}
+			return w.arrange(ctx, tx, j, keys)
+		})
 	}
 	if slices.ContainsFunc(keys, func(k *store.Key) bool { return k.State == store.KeyAwaitingCSR && k.CsrPEM != "" }) {
 		// A CSR has come: the last moment before the CA, and so the last look at the approval.
@@ -422,11 +422,12 @@ func namesOf(cert *inventoryv1.Certificate) *typev1.Names {
 
 // submit submits the order of a key, or asks how it stands: the same id is always the same order.
 func (w *work) submit(ctx context.Context, k *store.Key) error {
-	cert := w.rec.GetCertificate()
-	r, err := w.issuance.SubmitOrder(ctx, &issuancev1.SubmitOrderRequest{
-		OrderId: k.OrderID, CertificateId: cert.GetId(), JobId: w.job.ID, AgentId: k.AgentID, IssuerId: cert.GetIssuerId(),
-		ProfileId: cert.GetProfileId(), Names: namesOf(cert), KeyAlgorithm: cert.GetKeyAlgorithm(), CsrPem: k.CsrPEM,
-	})
+	req, err := orderOf(k, w.rec.GetCertificate())
+	if err != nil {
+		return err
+	}
+	req.OrderId, req.CertificateId, req.JobId, req.AgentId, req.CsrPem = k.OrderID, w.job.CertificateID, w.job.ID, k.AgentID, k.CsrPEM
+	r, err := w.issuance.SubmitOrder(ctx, req)
 	switch {
 	case err == nil:
 		return w.orderIs(ctx, k, r.GetOrder())
@@ -558,7 +559,7 @@ func (c *Core) afterFailure(ctx context.Context, tx *store.Tx, j *store.Job, k *
 	if err := c.tryAgain().apply(ctx, tx, j); err != nil {
 		return err
 	}
-	return c.auditJob(ctx, tx, j, "job.retried", "")
+	return c.auditJob(ctx, tx, j, "job.retried", note{})
 }
 
 // cancelTask takes back a task of a job that has ended.

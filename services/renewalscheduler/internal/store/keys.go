@@ -8,13 +8,15 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-const keyColumns = `job_id, agent_id, state, task_id, csr_pem, order_id, version, error_reason, error_message, permanent, keep_csr`
+const keyColumns = `job_id, agent_id, state, task_id, csr_pem, order_id, version, error_reason, error_message, permanent, keep_csr,
+ order_request`
 
 func scanKey(row pgx.CollectableRow) (*Key, error) {
 	k := &Key{}
 	var task *uuid.UUID
 	var order *string
-	err := row.Scan(&k.JobID, &k.AgentID, &k.State, &task, &k.CsrPEM, &order, &k.Version, &k.Error.Reason, &k.Error.Message, &k.Permanent, &k.KeepCSR)
+	err := row.Scan(&k.JobID, &k.AgentID, &k.State, &task, &k.CsrPEM, &order, &k.Version, &k.Error.Reason, &k.Error.Message, &k.Permanent, &k.KeepCSR,
+		&k.OrderRequest)
 	if task != nil {
 		k.TaskID = task.String()
 	}
@@ -89,13 +91,22 @@ func (t *Tx) SaveKey(ctx context.Context, k *Key) error {
 		return err
 	}
 	tag, err := t.tx.Exec(ctx, `UPDATE job_keys SET state = $3, task_id = $4, csr_pem = $5, order_id = $6, version = $7, error_reason = $8,
- error_message = $9, permanent = $10, keep_csr = $11 WHERE job_id = $1 AND agent_id = $2`,
-		k.JobID, k.AgentID, k.State, task, k.CsrPEM, sqlText(k.OrderID), k.Version, k.Error.Reason, k.Error.Message, k.Permanent, k.KeepCSR)
+ error_message = $9, permanent = $10, keep_csr = $11, order_request = $12 WHERE job_id = $1 AND agent_id = $2`,
+		k.JobID, k.AgentID, k.State, task, k.CsrPEM, sqlText(k.OrderID), k.Version, k.Error.Reason, k.Error.Message, k.Permanent, k.KeepCSR,
+		k.OrderRequest)
 	if err != nil {
 		return fmt.Errorf("store job key: %w", err)
 	}
 	if tag.RowsAffected() == 0 {
 		return ErrNotFound
+	}
+	return nil
+}
+
+// DeleteKey takes a key off a locked job.
+func (t *Tx) DeleteKey(ctx context.Context, k *Key) error {
+	if _, err := t.tx.Exec(ctx, `DELETE FROM job_keys WHERE job_id = $1 AND agent_id = $2`, k.JobID, k.AgentID); err != nil {
+		return fmt.Errorf("delete job key: %w", err)
 	}
 	return nil
 }

@@ -67,7 +67,12 @@ type Plan struct {
 	// RetryTime is the earliest start after failures.
 	RetryTime time.Time
 	// Reopen tells that the first issue is tried again by itself.
-	Reopen     bool
+	Reopen bool
+	// Subject is a hash of what is wanted; empty: not told yet. SubjectBy is who wished it, until it is issued.
+	Subject   string
+	SubjectBy string
+	// Reissue is why the certificate is issued without waiting for its renewal; empty: it is not.
+	Reissue    string
 	CreateTime time.Time
 	UpdateTime time.Time
 	DueTime    time.Time
@@ -175,4 +180,6 @@ type Key struct {
 	Permanent bool
 	// KeepCSR tells that a next try may use the same CSR.
 	KeepCSR bool
+	// OrderRequest is the SubmitOrderRequest of the order, encoded and without the CSR; nil: there is no order.
+	OrderRequest []byte
 }

@@ -10,13 +10,13 @@ import (
 )
 
 const planColumns = `id, state, policy_id, policy_revision, certificate_status, requested_by, renew_at, not_after, rule, freeze_reason, frozen_until,
- failures, retry_time, reopen, create_time, update_time, due_time`
+ failures, retry_time, reopen, subject, subject_by, reissue, create_time, update_time, due_time`
 
 func scanPlan(row pgx.CollectableRow) (*Plan, error) {
 	p := &Plan{}
 	var renewAt, notAfter, frozen, retry, due *time.Time
 	err := row.Scan(&p.CertificateID, &p.State, &p.PolicyID, &p.PolicyRevision, &p.CertificateStatus, &p.RequestedBy, &renewAt, &notAfter,
-		&p.Rule, &p.FreezeReason, &frozen, &p.Failures, &retry, &p.Reopen, &p.CreateTime, &p.UpdateTime, &due)
+		&p.Rule, &p.FreezeReason, &frozen, &p.Failures, &retry, &p.Reopen, &p.Subject, &p.SubjectBy, &p.Reissue, &p.CreateTime, &p.UpdateTime, &due)
 	p.RenewAt, p.NotAfter, p.FrozenUntil, p.RetryTime, p.DueTime = goTime(renewAt), goTime(notAfter), goTime(frozen), goTime(retry), goTime(due)
 	return p, err
 }
@@ -58,9 +58,10 @@ func (t *Tx) EnsurePlan(ctx context.Context, p *Plan) (*Plan, error) {
 func (t *Tx) SavePlan(ctx context.Context, p *Plan) error {
 	_, err := t.tx.Exec(ctx, `UPDATE plans SET state = $2, policy_id = $3, policy_revision = $4, certificate_status = $5, renew_at = $6, not_after = $7,
  rule = $8, freeze_reason = $9, frozen_until = $10, failures = $11, retry_time = $12, reopen = $13, update_time = $14, due_time = $15,
+ subject = $16, subject_by = $17, reissue = $18,
  attempts = 0, lease_id = NULL, lease_until = NULL WHERE id = $1`,
 		p.CertificateID, p.State, p.PolicyID, p.PolicyRevision, p.CertificateStatus, sqlTime(p.RenewAt), sqlTime(p.NotAfter), p.Rule, p.FreezeReason,
-		sqlTime(p.FrozenUntil), p.Failures, sqlTime(p.RetryTime), p.Reopen, p.UpdateTime, sqlTime(p.DueTime))
+		sqlTime(p.FrozenUntil), p.Failures, sqlTime(p.RetryTime), p.Reopen, p.UpdateTime, sqlTime(p.DueTime), p.Subject, p.SubjectBy, p.Reissue)
 	if err != nil {
 		return fmt.Errorf("store plan: %w", err)
 	}
@@ -68,17 +69,27 @@ func (t *Tx) SavePlan(ctx context.Context, p *Plan) error {
 }
 
 // StalePlans locks at most limit plans that were made with another revision of the policy. Plans that others work on are
-// left out.
+// left out. Each half reads only stale plans from the index: "<>" would read all of the policy's for every batch.
 func (t *Tx) StalePlans(ctx context.Context, policyID string, limit int) ([]*Plan, error) {
-	return t.plans(ctx, `policy_id = $1 AND policy_revision <> (SELECT revision FROM policies WHERE id = $1) AND state <> 'ENDED'
- ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED`, policyID, limit)
+	var out []*Plan
+	for _, other := range []string{"<", ">"} {
+		// A policy that was deleted and made anew begins at 1 again, so that plans can be ahead of it.
+		plans, err := t.plans(ctx, `policy_id = $1 AND policy_revision `+other+` (SELECT revision FROM policies WHERE id = $1) AND state <> 'ENDED'
+ ORDER BY policy_revision, id LIMIT $2 FOR UPDATE SKIP LOCKED`, policyID, limit-len(out))
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, plans...)
+	}
+	return out, nil
 }
 
-// StalePolicies reads the policies that have plans made with another revision.
+// StalePolicies reads the policies that have plans made with another revision. Lowest and highest are the two ends of an
+// index, however many plans there are.
 func (q Queries) StalePolicies(ctx context.Context) ([]string, error) {
-	rows, err := q.db.Query(ctx, `SELECT p.id FROM policies p WHERE EXISTS (
- SELECT 1 FROM plans WHERE policy_id = p.id AND policy_revision < p.revision AND state <> 'ENDED') OR EXISTS (
- SELECT 1 FROM plans WHERE policy_id = p.id AND policy_revision > p.revision AND state <> 'ENDED') ORDER BY p.id`)
+	rows, err := q.db.Query(ctx, `SELECT p.id FROM policies p
+ WHERE (SELECT min(policy_revision) FROM plans WHERE policy_id = p.id AND state <> 'ENDED') < p.revision
+ OR (SELECT max(policy_revision) FROM plans WHERE policy_id = p.id AND state <> 'ENDED') > p.revision ORDER BY p.id`)
 	if err != nil {
 		return nil, fmt.Errorf("look for stale plans: %w", err)
 	}
@@ -128,6 +139,8 @@ type Due struct {
 	Renewals  bool
 	Retries   bool
 	Deadlines bool
+	// Jobs: also those whose worker died and whose lease has run out.
+	Jobs bool
 }
 
 // LookAhead asks for due work of the slow loops.
@@ -136,7 +149,9 @@ func (q Queries) LookAhead(ctx context.Context, now time.Time) (Due, error) {
 	err := q.db.QueryRow(ctx, `SELECT
  EXISTS (SELECT 1 FROM plans WHERE state = 'SCHEDULED' AND due_time <= $1),
  EXISTS (SELECT 1 FROM plans WHERE state = 'RETRYING' AND due_time <= $1),
- EXISTS (SELECT 1 FROM jobs WHERE end_time IS NULL AND deadline_time <= $1)`, now).Scan(&d.Renewals, &d.Retries, &d.Deadlines)
+ EXISTS (SELECT 1 FROM jobs WHERE end_time IS NULL AND deadline_time <= $1),
+ EXISTS (SELECT 1 FROM jobs WHERE state IN ('PENDING', 'AWAITING_CSR', 'AWAITING_CA', 'RUNNING') AND due_time <= $1
+  AND (lease_until IS NULL OR lease_until <= $1))`, now).Scan(&d.Renewals, &d.Retries, &d.Deadlines, &d.Jobs)
 	if err != nil {
 		return d, fmt.Errorf("look for due work: %w", err)
 	}

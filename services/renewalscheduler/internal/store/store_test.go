@@ -114,3 +114,43 @@ func TestListsAndClaimsOfManyRowsUseIndexes(t *testing.T) {
 		require.NotContains(t, plan, "Seq Scan", "100,000 rows are too many for this")
 	}
 }
+
+func TestCountsAndChangedPoliciesReadNoWholeTable(t *testing.T) {
+	t.Parallel()
+	database := testpg.NewDatabase(t, store.Schema())
+	db := database.Open(t, "renewalscheduler")
+	_, err := db.Pool.Exec(t.Context(), fill+`
+UPDATE policies SET revision = 2; UPDATE plans SET policy_revision = 2 WHERE id > 'cert-100';
+INSERT INTO plans (id, state, policy_id, policy_revision, certificate_status, requested_by, create_time, update_time)
+SELECT 'cert-over-' || n, 'ENDED', 'pol-default', 1, 'ARCHIVED', 'anna', now(), now() FROM generate_series(1, 20000) n;`)
+	require.NoError(t, err)
+	for _, table := range []string{"plans", "jobs", "job_keys"} {
+		_, err = database.Admin(t).Exec(t.Context(), "VACUUM ANALYZE renewalscheduler."+table)
+		require.NoError(t, err)
+	}
+	e := &explained{DB: db.Pool, t: t}
+	q := store.OverDB(e)
+
+	plans, err := (&store.Tx{Queries: q}).StalePlans(t.Context(), "pol-default", 200)
+	require.NoError(t, err)
+	require.Len(t, plans, 3)
+	stale, err := q.StalePolicies(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []string{"pol-default"}, stale)
+	_, err = q.Stuck(t.Context(), time.Now().Add(-time.Hour))
+	require.NoError(t, err)
+	counts, err := q.CountJobs(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 200, counts["AWAITING_CSR"])
+
+	for _, plan := range e.plans {
+		require.NotContains(t, plan, "Seq Scan on plans", "a certificate each is too many for this")
+		require.NotContains(t, plan, "Seq Scan on jobs")
+		if strings.Contains(plan, "GROUP BY state") {
+			require.Contains(t, plan, "Index Only Scan")
+		}
+		if strings.Contains(plan, "SKIP LOCKED") {
+			require.NotContains(t, plan, "Sort", "each batch reads what is stale, and not all plans of the policy")
+		}
+	}
+}
