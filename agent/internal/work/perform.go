@@ -112,6 +112,7 @@ func (w *Worker) deploy(ctx context.Context, d *agentv1.Deploy, r *agentv1.Repor
 		Endpoint: endpoint(d.GetTarget().GetEndpoint()),
 		Material: target.Material{CertificatePEM: []byte(d.GetCertificatePem()), ChainPEM: []byte(d.GetChainPem()), Key: key},
 		Version:  fmt.Sprintf("%s/%d", d.GetCertificateId(), d.GetVersion()),
+		Force:    d.GetForce(),
 	})
 	for _, warning := range result.Warnings {
 		log.Warn("deployment warning", zap.String("warning", warning))

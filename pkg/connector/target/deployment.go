@@ -29,6 +29,7 @@ type deployment struct {
 	shelf     shelf
 	intent    *intent
 	notAfter  time.Time
+	force     bool
 	secrets   [][]byte
 	unlock    []func()
 	result    Result
@@ -99,7 +100,7 @@ func (d *deployment) unchanged() bool {
 func (d *deployment) confirm(ctx context.Context) (Result, error) {
 	now := d.newState()
 	known := d.shelf.state()
-	if known.Digest == now.Digest && known.Reloaded && d.servedNow(ctx) {
+	if !d.force && known.Digest == now.Digest && known.Reloaded && d.servedNow(ctx) {
 		d.result.Outcome = OutcomeUnchanged
 		return d.end(d.shelf.remember(now))
 	}

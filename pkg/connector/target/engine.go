@@ -82,7 +82,7 @@ func orDefault(d, def time.Duration) time.Duration {
 // PermissionDenied need a change by somebody; others are worth a repetition. Deploying the same again changes nothing,
 // unless bytes, modes, owners or the last reload are not as they must be.
 func (e *Engine) Deploy(ctx context.Context, r Request) (Result, error) {
-	d := &deployment{engine: e, result: Result{Outcome: OutcomeUntouched, Step: StepPreflight}}
+	d := &deployment{engine: e, force: r.Force, result: Result{Outcome: OutcomeUntouched, Step: StepPreflight}}
 	defer d.release()
 	err := d.begin(ctx, r)
 	if err != nil {

@@ -78,7 +78,8 @@ type Material struct {
 	Names          []string
 }
 
-// Request is one deployment. Version is the caller's name for the material and is only recorded.
+// Request is one deployment. Version is the caller's name for the material and is only recorded. Force has the server
+// reload even when everything is in place and served.
 type Request struct {
 	TargetID string
 	Type     string
@@ -86,6 +87,7 @@ type Request struct {
 	Endpoint Endpoint
 	Material Material
 	Version  string
+	Force    bool
 }
 
 // VerifyRequest asks what a target serves now. Type and Config are needed only without an endpoint address: then the files

@@ -210,6 +210,14 @@ func idempotent(t *testing.T, b *bench) {
 	require.False(t, result.Reloaded)
 	require.Equal(t, before, b.Reloads())
 	require.True(t, os.SameFile(info, stat(t, b.Key)), "the file was written again")
+
+	forced := b.request(m)
+	forced.Force = true
+	result, err = b.engine(t, nil).Deploy(t.Context(), forced)
+	require.NoError(t, err)
+	require.True(t, result.Reloaded, "a forced deployment reloads")
+	require.True(t, os.SameFile(info, stat(t, b.Key)), "the file was written again")
+	b.serves(t, m)
 }
 
 func drift(t *testing.T, b *bench) {
