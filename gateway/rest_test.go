@@ -80,6 +80,10 @@ func TestBodiesAreStrict(t *testing.T) {
 		`{"key_algorithm":1}`:                         {"key_algorithm"},
 		`{"not_after":"tomorrow"}`:                    {"not_after"},
 		`{"name":"x","name":"y"}`:                     {"name"},
+		`{"not_after":"0000-01-01T00:00:00Z"}`:        {"not_after"},
+		`{"name":"a\u0000b"}`:                         {"name"},
+		`{"labels":{"a\u0000":"b"}}`:                  {"labels"},
+		"{\"name\":\"a\xffb\"}":                       {""},
 		`{"revision":1.5}`:                            {"revision"},
 		`{"revision":99999999999}`:                    {"revision"},
 		`{"name":"x"} {"name":"y"}`:                   {""},
@@ -150,11 +154,22 @@ func TestParametersAreStrict(t *testing.T) {
 		"label.a=1&label.a=2":         {"label.a"},
 		"name.x=1":                    {"name.x"},
 		"a=%zz":                       {""},
+		"name=%00":                    {"name"},
+		"name=%ff":                    {"name"},
+		"label.a=%00":                 {"label.a"},
+		"label.%00=a":                 {""},
 	} {
 		p := w.get(t, "/api/v1/certificates?"+query).problem(t, http.StatusBadRequest)
 		require.Equal(t, fields, p.fields(), query)
 	}
 	require.Equal(t, []string{"id"}, w.get(t, "/api/v1/certificates/cert-1?id=cert-2").problem(t, http.StatusBadRequest).fields())
+	require.Equal(t, []string{"id"}, w.get(t, "/api/v1/certificates/%00").problem(t, http.StatusBadRequest).fields())
+	require.Equal(t, []string{"version"}, w.get(t, "/api/v1/certificates/cert-1/versions/one").problem(t, http.StatusBadRequest).fields())
+	require.Equal(t, []string{"id"}, w.request(t, http.MethodPatch, "/api/v1/certificates/%FF", `{"owner":"x"}`).problem(t, http.StatusBadRequest).fields())
+	for _, header := range []string{"If-Match", "Idempotency-Key"} {
+		p := w.request(t, http.MethodPatch, "/api/v1/certificates/cert-1", `{"owner":"x"}`, header+": \"\u00fc\"").problem(t, http.StatusBadRequest)
+		require.Equal(t, []string{header}, p.fields(), "a condition must not be lost on the way")
+	}
 	require.Equal(t, []string{"force"}, w.request(t, http.MethodPost, "/api/v1/certificates/c/renew?force=true", "{}").problem(t, http.StatusBadRequest).fields())
 	require.Zero(t, w.inventory.lists.Load())
 }

@@ -94,6 +94,11 @@ func badBodies() []problem {
 		{"field twice", post(certificates, `{"name":"a","name":"b"}`), invalid("name", "twice")},
 		{"unknown enum name", post(certificates, `{"key_algorithm":"RSA_512"}`), invalid("key_algorithm", "RSA_2048")},
 		{"bad duration", post("/api/v1/profiles", `{"name":"x","max_validity":"an hour"}`), invalid("max_validity", "3600s")},
+		{"duration as in Go", post("/api/v1/profiles", `{"name":"x","max_validity":"60m"}`), invalid("max_validity", "3600s")},
+		{"number too large", post("/api/v1/policies", `{"name":"x","renew_at_fraction":1e400}`), invalid("renew_at_fraction", "too large")},
+		{"NUL", post("/api/v1/policies", `{"name":"a\u0000b"}`), invalid("name", "NUL")},
+		{"NUL in settings", post("/api/v1/issuers", `{"name":"x","type":"local","config":{"organization":"\u0000"}}`), invalid("config.organization", "NUL")},
+		{"not UTF-8", post(certificates, "{\"name\":\"\xff\"}"), refusal{status: 400, code: 3, reason: "INVALID_ARGUMENT", says: "UTF-8"}},
 		{"malformed JSON", post(certificates, `{"name":`), refusal{status: 400, code: 3, reason: "INVALID_ARGUMENT", says: "no JSON"}},
 		{"something after the JSON", post(certificates, `{} {}`), refusal{status: 400, code: 3, reason: "INVALID_ARGUMENT", says: "after its end"}},
 		{"an array", post(certificates, `[]`), refusal{status: 400, code: 3, reason: "INVALID_ARGUMENT", says: "want an object"}},
@@ -147,7 +152,7 @@ func badCertificates() []problem {
 		{"duplicate policy", post("/api/v1/policies", object{"id": "pol-default", "name": "x"}), refusal{status: 409, code: 6, reason: "POLICY_EXISTS"}},
 		{"duplicate issuer", post("/api/v1/issuers", object{"id": "iss-local", "name": "x", "type": "local"}), refusal{status: 409, code: 6, reason: "ISSUER_EXISTS"}},
 		{"unknown issuer type", post("/api/v1/issuers", object{"name": "x", "type": "none"}), invalid("type", "none")},
-		{"unknown issuer setting", post("/api/v1/issuers", object{"name": "x", "type": "local", "config": object{"colour": "red"}}), invalid("config.colour", "")},
+		{"unknown issuer setting", post("/api/v1/issuers", object{"name": "x", "type": "local", "config": object{"colour": "red"}}), invalid("config", "colour")},
 		{"a pattern that is none", post("/api/v1/profiles", object{"name": "x", "allowed_san_patterns": []string{"a.*.example.com"}}), invalid("allowed_san_patterns[0]", "")},
 		{"a lifetime below the floor", post("/api/v1/profiles", object{"name": "x", "max_validity": "60s"}), invalid("max_validity", "10 minutes")},
 		{"a fraction of one", post("/api/v1/policies", object{"name": "x", "renew_at_fraction": 1}), invalid("renew_at_fraction", "")},
@@ -205,6 +210,10 @@ func badLists() []problem {
 		problem{"a time that is none", get("/api/v1/certificates?expires_before=yesterday"), invalid("expires_before", "RFC 3339")},
 		problem{"include_total that is neither", get("/api/v1/certificates?include_total=yes"), invalid("include_total", "true or false")},
 		problem{"a filter twice", get("/api/v1/certificates?owner=a&owner=b"), invalid("owner", "more than once")},
+		problem{"a filter with NUL", get("/api/v1/jobs?certificate_id=%00"), invalid("certificate_id", "NUL")},
+		problem{"a filter that is not UTF-8", get("/api/v1/certificates?name=%ff"), invalid("name", "UTF-8")},
+		problem{"an id with NUL", get("/api/v1/orders/%00"), invalid("id", "NUL")},
+		problem{"a version that is no number", get("/api/v1/certificates/plain/versions/one"), invalid("version", "integer")},
 		problem{"a label without a key", get("/api/v1/certificates?label=x"), invalid("label", "")},
 		problem{"an unknown format", get("/api/v1/certificates/plain/versions/1?format=der"), invalid("format", "pem")},
 	)
@@ -251,6 +260,10 @@ func wrongStates(job string) []problem {
 		{
 			"a weak revision", call{method: http.MethodPatch, path: "/api/v1/certificates/plain", body: object{"owner": "x"}, header: map[string]string{"If-Match": `W/"1"`}},
 			refusal{status: 412, code: 9, reason: "REVISION_MISMATCH"},
+		},
+		{
+			"a revision that is no text", call{method: http.MethodPatch, path: "/api/v1/certificates/plain", body: object{"owner": "x"}, header: map[string]string{"If-Match": `"ü"`}},
+			invalid("If-Match", "ASCII"),
 		},
 		{
 			"deletion of another revision", call{method: http.MethodDelete, path: "/api/v1/profiles/prof-default", header: map[string]string{"If-Match": `"999"`}},
@@ -354,7 +367,7 @@ func (in *installation) jsonIsAsPromised(t *testing.T) {
 	}
 	require.Equal(t, "7776000s", in.get(t, "/api/v1/profiles/prof-default").object(t).str("max_validity"))
 	paths := slices.Collect(maps.Keys(listed()))
-	paths = append(paths, "/api/v1/certificates/plain", "/api/v1/certificates/plain/explain", "/api/v1/stats/summary", "/api/v1/version", "/api/v1/auth/check", "/api/v1/audit/checkpoint")
+	paths = append(paths, "/api/v1/certificates/plain", "/api/v1/certificates/plain/explain", "/api/v1/stats/summary", "/api/v1/version", "/api/v1/auth/check")
 	for _, path := range paths {
 		a := in.get(t, path)
 		require.Equal(t, http.StatusOK, a.status, "%s %s", path, a.body)

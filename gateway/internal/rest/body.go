@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"google.golang.org/genproto/googleapis/api/annotations"
 	"google.golang.org/protobuf/proto"
@@ -63,6 +64,9 @@ func checkBody(rpc *route.RPC, body []byte) (fields []string, err error) {
 	}
 	if rpc.Body == "" {
 		return nil, errs.New(errs.Invalid, "BODY_NOT_ALLOWED", "this request has no body")
+	}
+	if !utf8.Valid(body) {
+		return nil, errs.Field("", "the body is not UTF-8")
 	}
 	var bad errs.Violations
 	value, err := parse(body, &bad)
@@ -118,7 +122,16 @@ func (p parser) value(path string, depth int) (any, error) {
 	case json.Delim('['):
 		return p.array(path, depth)
 	default:
+		if text, ok := token.(string); ok {
+			p.text(path, text)
+		}
 		return token, nil
+	}
+}
+
+func (p parser) text(path, text string) {
+	if problem := checkString(text); problem != "" {
+		p.bad.Add(path, "%s", problem)
 	}
 }
 
@@ -134,6 +147,7 @@ func (p parser) object(path string, depth int) (any, error) {
 		if _, twice := object[name]; twice {
 			p.bad.Add(at, "is there twice")
 		}
+		p.text(path, name)
 		if object[name], err = p.value(at, depth+1); err != nil {
 			return nil, err
 		}
@@ -247,11 +261,18 @@ func (w walker) single(path string, fd protoreflect.FieldDescriptor, v any) {
 	case protoreflect.MessageKind, protoreflect.GroupKind:
 		w.nested(path, fd.Message(), v)
 	case protoreflect.FloatKind, protoreflect.DoubleKind:
-		if _, ok := v.(json.Number); !ok {
-			w.wrong(path, v, "a number")
-		}
+		w.number(path, v)
 	default:
 		w.integer(path, fd, v)
+	}
+}
+
+func (w walker) number(path string, v any) {
+	n, ok := v.(json.Number)
+	if !ok {
+		w.wrong(path, v, "a number")
+	} else if _, err := n.Float64(); err != nil {
+		w.bad.Add(path, "is %s: that is too large for a number", n)
 	}
 }
 

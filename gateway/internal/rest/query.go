@@ -1,15 +1,20 @@
 package rest
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
+	"unicode/utf8"
 
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/certctl/certctl/gateway/internal/route"
 	"github.com/certctl/certctl/pkg/errs"
@@ -29,6 +34,10 @@ func query(rpc *route.RPC, raw string) (url.Values, error) {
 	var bad errs.Violations
 	out := make(url.Values, len(in))
 	for _, name := range slices.Sorted(maps.Keys(in)) {
+		if problem := checkString(name); problem != "" {
+			bad.Add("", "the name of a parameter %s", problem)
+			continue
+		}
 		key, fd := parameter(rpc, name)
 		if fd == nil {
 			bad.Add(name, "is not a parameter here")
@@ -106,8 +115,21 @@ func checkText(fd protoreflect.FieldDescriptor, v string) string {
 	case protoreflect.MessageKind:
 		return checkMessageText(fd.Message().FullName(), v)
 	default:
+		return checkString(v)
 	}
 	return ""
+}
+
+// checkString refuses what no service can send on or store: protobuf wants UTF-8, and Postgres no NUL.
+func checkString(v string) string {
+	switch {
+	case !utf8.ValidString(v):
+		return "is not UTF-8"
+	case strings.ContainsRune(v, 0):
+		return "holds a NUL character"
+	default:
+		return ""
+	}
 }
 
 func checkInteger(v string, bits int) string {
@@ -134,14 +156,53 @@ func checkEnum(ed protoreflect.EnumDescriptor, v string) string {
 func checkMessageText(name protoreflect.FullName, v string) string {
 	switch name {
 	case timestampName:
-		if _, err := time.Parse(time.RFC3339Nano, v); err != nil {
+		if !parses(v, &timestamppb.Timestamp{}) {
 			return fmt.Sprintf("is %q: want a time as 2006-01-02T15:04:05Z (RFC 3339)", v)
 		}
 	case durationName:
-		if _, err := time.ParseDuration(v); err != nil {
+		if !parses(v, &durationpb.Duration{}) {
 			return fmt.Sprintf("is %q: want a duration such as 3600s", v)
 		}
 	default:
+		return checkString(v)
 	}
 	return ""
+}
+
+// parses tells whether a text is a message in the JSON of protobuf, by which grpc-gateway will read it.
+func parses(v string, m proto.Message) bool {
+	quoted, err := json.Marshal(v)
+	return err == nil && protojson.Unmarshal(quoted, m) == nil
+}
+
+// checkPath checks what fills the variables of a path.
+func checkPath(rpc *route.RPC, pattern, path string) error {
+	var bad errs.Violations
+	segments := strings.Split(path, "/")
+	for i, s := range strings.Split(pattern, "/") {
+		name, ok := strings.CutPrefix(s, "{")
+		if !ok || i >= len(segments) {
+			continue
+		}
+		name = strings.TrimSuffix(name, "}")
+		if fd := fieldAt(rpc.Input, name); fd != nil {
+			if problem := checkText(fd, segments[i]); problem != "" {
+				bad.Add(strings.TrimPrefix(name, rpc.Body+"."), "%s", problem)
+			}
+		}
+	}
+	return bad.Err()
+}
+
+// fieldAt finds a field by its path, such as "certificate.id".
+func fieldAt(md protoreflect.MessageDescriptor, path string) protoreflect.FieldDescriptor {
+	first, rest, nested := strings.Cut(path, ".")
+	fd := md.Fields().ByName(protoreflect.Name(first))
+	if fd == nil || !nested {
+		return fd
+	}
+	if fd.Message() == nil {
+		return nil
+	}
+	return fieldAt(fd.Message(), rest)
 }

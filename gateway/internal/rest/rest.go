@@ -129,7 +129,14 @@ func scope(c rpcctx.Caller) string { return string(c.Role) + " " + c.String() }
 // translate checks a request and makes the one that grpc-gateway sees. That is built from nothing: path, checked
 // parameters, checked body, and the headers of the allow-list. So no header of the client can become metadata.
 func (h *Handler) translate(r *http.Request, rt *route.Route) (*http.Request, error) {
+	if err := checkPath(rt.RPC, rt.Pattern, r.URL.Path); err != nil {
+		return nil, err
+	}
 	path, rawQuery, err := format(r.URL, rt.RPC)
+	if err != nil {
+		return nil, err
+	}
+	header, err := allowed(r.Header)
 	if err != nil {
 		return nil, err
 	}
@@ -150,7 +157,7 @@ func (h *Handler) translate(r *http.Request, rt *route.Route) (*http.Request, er
 	}
 	ctx := withBodyField(r.Context(), rt.RPC.Body)
 	inner := &http.Request{
-		Method: method, Header: allowed(r.Header), Proto: r.Proto, ProtoMajor: r.ProtoMajor, ProtoMinor: r.ProtoMinor,
+		Method: method, Header: header, Proto: r.Proto, ProtoMajor: r.ProtoMajor, ProtoMinor: r.ProtoMinor,
 		URL:  &url.URL{Path: path, RawQuery: params.Encode()},
 		Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body)),
 	}
@@ -202,14 +209,21 @@ func format(u *url.URL, rpc *route.RPC) (path, rawQuery string, err error) {
 // forwarded are the headers of a request that services see, as metadata of the same name.
 func forwarded() []string { return []string{rpc.MetadataIdempotencyKey, rpc.MetadataIfMatch} }
 
-func allowed(in http.Header) http.Header {
+// allowed takes those headers. grpc-gateway would drop a value that is no metadata, and with it the condition or the key
+// that the client relies on: such a request is refused.
+func allowed(in http.Header) (http.Header, error) {
+	var bad errs.Violations
 	out := make(http.Header)
 	for _, name := range forwarded() {
-		if v := in.Get(name); v != "" {
+		v := in.Get(name)
+		if strings.ContainsFunc(v, func(r rune) bool { return r < ' ' || r > '~' }) {
+			bad.Add(http.CanonicalHeaderKey(name), "has characters other than printable ASCII")
+		}
+		if v != "" {
 			out.Set(name, v)
 		}
 	}
-	return out
+	return out, bad.Err()
 }
 
 func incoming(header string) (string, bool) {
