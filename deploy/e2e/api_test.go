@@ -375,7 +375,7 @@ func (in *installation) jsonIsAsPromised(t *testing.T) {
 		require.NoError(t, json.Unmarshal([]byte(a.body), &v))
 		snakeCase(t, path, v)
 	}
-	require.Equal(t, `{"status":"healthy"}`, in.send(t, call{method: http.MethodGet, path: "/health", key: nobody}).body)
+	require.JSONEq(t, `{"status":"healthy"}`, in.send(t, call{method: http.MethodGet, path: "/health", key: nobody}).body)
 }
 
 var snake = regexp.MustCompile(`^[a-z][a-z0-9_]*$`)
