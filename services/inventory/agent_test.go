@@ -11,6 +11,7 @@ import (
 
 	"github.com/certctl/certctl/pkg/errs"
 	agentv1 "github.com/certctl/certctl/proto/gen/go/certctl/agent/v1"
+	eventv1 "github.com/certctl/certctl/proto/gen/go/certctl/event/v1"
 	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
 )
 
@@ -130,6 +131,15 @@ func TestEnrolmentNeverMakesASilentTwin(t *testing.T) {
 			}
 			fresh := &host{id: second.GetAgentId(), credential: second.GetCredential(), conn: r.anon}
 			require.NoError(t, fresh.valid(t))
+			eventually(t, func() bool {
+				enrolled := 0
+				for _, action := range w.audit.audited(t, old.id) {
+					if action == "agent.enrolled" {
+						enrolled++
+					}
+				}
+				return enrolled == 2
+			}, "each credential that is given out is in the record")
 			third, err := r.tryEnroll(t, enrollment("host", standing))
 			require.Nil(t, third)
 			requireReason(t, err, errs.AlreadyExists, "AGENT_NAME_TAKEN")
@@ -211,6 +221,8 @@ func TestARetiredAgentEnds(t *testing.T) {
 
 	_, err = r.registry().RetireAgent(t.Context(), &inventoryv1.RetireAgentRequest{Id: h.id})
 	requireReason(t, err, errs.Conflict, "AGENT_HAS_TARGETS")
+	require.Equal(t, []string{"1", "1"}, []string{errs.MetaOf(err)["targets"], errs.MetaOf(err)["certificates"]})
+	require.Contains(t, err.Error(), "1 targets, which serve 1 certificates")
 	for range 2 {
 		a, err := r.registry().RetireAgent(t.Context(), &inventoryv1.RetireAgentRequest{Id: h.id, Force: true})
 		require.NoError(t, err)
@@ -266,6 +278,21 @@ func TestAnAgentIsOnlineWhileItIsHeardAndLeavesNoAuditEvents(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "9.9", a.GetAgent().GetVersion())
 	require.Equal(t, []string{"agent.enrolled"}, w.audit.audited(t, h.id))
+
+	revision := func() int64 {
+		a, err := eventv1.NewRevisionServiceClient(r.peer).GetRevision(t.Context(), &eventv1.GetRevisionRequest{Collection: "agents"})
+		require.NoError(t, err)
+		return a.GetRevision()
+	}
+	seen := func() time.Time {
+		a, err := r.registry().GetAgent(t.Context(), &inventoryv1.GetAgentRequest{Id: h.id})
+		require.NoError(t, err)
+		return a.GetAgent().GetLastSeenTime().AsTime()
+	}
+	before, last := revision(), seen()
+	require.NoError(t, l.stream.Send(beat))
+	eventually(t, func() bool { return seen().After(last) }, "a heartbeat is written")
+	require.Greater(t, revision(), before, "so that no 304 hides it")
 }
 
 func TestTwoReplicasServeOneFleet(t *testing.T) {

@@ -60,6 +60,7 @@ type peer struct {
 	revokeDone bool
 	revokeErr  error
 	violations []*issuancev1.FieldViolation
+	countErr   error
 }
 
 func (p *peer) CheckCertificateRequest(_ context.Context, r *issuancev1.CheckCertificateRequestRequest) (*issuancev1.CheckCertificateRequestResponse, error) {
@@ -86,7 +87,9 @@ func (p *peer) BatchGetPolicies(_ context.Context, r *renewalschedulerv1.BatchGe
 }
 
 func (p *peer) CountJobs(context.Context, *renewalschedulerv1.CountJobsRequest) (*renewalschedulerv1.CountJobsResponse, error) {
-	return &renewalschedulerv1.CountJobsResponse{Jobs: map[string]int32{"COMPLETED": 7}}, nil
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return &renewalschedulerv1.CountJobsResponse{Jobs: map[string]int32{"COMPLETED": 7}, Stuck: 2}, p.countErr
 }
 
 func (p *peer) Deliver(_ context.Context, r *eventv1.DeliverRequest) (*eventv1.DeliverResponse, error) {

@@ -145,6 +145,16 @@ func TestTwoAgentsHaveTwoVersionsAndEachItsOwnDeployment(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, r.deployments(t, "c-two"), 1)
 	require.Empty(t, b.list(t, 0), "closed deployments leave the mailbox")
+	eventually(t, func() bool {
+		closed := 0
+		for _, e := range told(t, w.scheduler, "deployment.changed", deploymentChanged) {
+			if e.GetDeployment().GetError().GetReason() == "DEPLOYMENT_CLOSED" {
+				require.Nil(t, e.GetDeployment().GetNextAttemptTime(), "nobody tries again")
+				closed++
+			}
+		}
+		return closed == 2
+	}, "the scheduler hears of the end")
 }
 
 func TestALeaseThatRunsOutComesBackAndItsOldReportIsStale(t *testing.T) {
@@ -352,7 +362,19 @@ func TestARevokedCertificateIsNeverActiveAgain(t *testing.T) {
 	require.Equal(t, int32(1), c.GetCurrentVersion())
 	eventually(t, func() bool { return len(told(t, w.issuance, "version.revoked", certificateChanged)) == 1 }, "the late version is revoked")
 	require.Empty(t, r.deployments(t, "c-rev"))
+	_, err = r.certificates().DeleteCertificate(t.Context(), &inventoryv1.DeleteCertificateRequest{Id: "c-rev"})
+	require.NoError(t, err)
+	r.issue(t, "c-rev", h.id)
+	eventually(t, func() bool { return len(told(t, w.issuance, "version.revoked", certificateChanged)) == 2 }, "also when it was archived after that")
+}
 
+func TestARevokedCertificateCannotBeChanged(t *testing.T) {
+	t.Parallel()
+	_, r := one(t)
+	h := r.enroll(t, "rev")
+	r.certificate(t, "c-rev")
+	_, err := r.certificates().RevokeCertificate(t.Context(), &inventoryv1.RevokeCertificateRequest{Id: "c-rev"})
+	require.NoError(t, err)
 	_, err = r.certificates().UpdateCertificate(t.Context(), update("c-rev", &inventoryv1.Certificate{Owner: "x"}, "owner"))
 	requireReason(t, err, errs.Conflict, "CERTIFICATE_WRONG_STATE")
 	require.Equal(t, "REVOKED", errs.MetaOf(err)["state"])
@@ -370,6 +392,12 @@ func TestOneVersionCanBeRevoked(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, inventoryv1.Revocation_REVOKED, answer.GetRevocation().GetState())
 	require.Equal(t, []string{first.serial}, w.issuance.revoked[0].GetSerialNumbers())
+	for _, p := range []*peer{w.issuance, w.scheduler} {
+		eventually(t, func() bool {
+			e := told(t, p, "version.revoked", certificateChanged)
+			return len(e) == 1 && e[0].GetRevokedVersions()[0].GetVersion() == 1 && e[0].GetActor().GetId() == "admin"
+		}, "the CA hears of it, and the scheduler, which replaces what was in use")
+	}
 	require.Equal(t, inventoryv1.Certificate_ACTIVE, r.get(t, "c-one").GetStatus())
 	_, err = r.certificates().RevokeCertificate(t.Context(), &inventoryv1.RevokeCertificateRequest{Id: "c-one", Version: 9})
 	requireReason(t, err, errs.NotFound, "VERSION_NOT_FOUND")
@@ -469,5 +497,16 @@ func TestTheSummaryCountsBySQL(t *testing.T) {
 	require.Equal(t, map[string]int32{"ONLINE": 0, "OFFLINE": 1, "RETIRED": 0}, s.GetAgents())
 	require.Equal(t, int32(1), s.GetCertificatesExpiring_7D())
 	require.Equal(t, map[string]int32{"COMPLETED": 7}, s.GetJobs())
-	require.Zero(t, s.GetStuck())
+	require.Equal(t, int32(2), s.GetStuck(), "those of the scheduler count too")
+}
+
+func TestASummaryWithoutTheSchedulerSaysWhoIsAway(t *testing.T) {
+	t.Parallel()
+	w, r := one(t)
+	w.scheduler.mu.Lock()
+	w.scheduler.countErr = errs.New(errs.Unavailable, "AWAY", "away")
+	w.scheduler.mu.Unlock()
+	_, err := inventoryv1.NewStatsServiceClient(r.admin).GetSummary(t.Context(), &inventoryv1.GetSummaryRequest{})
+	requireReason(t, err, errs.Unavailable, "SERVICE_UNAVAILABLE")
+	require.Equal(t, "renewalscheduler", errs.MetaOf(err)["service"])
 }

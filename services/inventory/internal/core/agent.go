@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
+	"strconv"
 	"time"
 
 	"github.com/certctl/certctl/pkg/errs"
@@ -107,8 +108,14 @@ func (c *Core) retire(ctx context.Context, t *store.Tx, r *inventoryv1.RetireAge
 	if err != nil {
 		return a, err
 	}
+	certificates, err := t.CertificatesOf(ctx, a.ID)
+	if err != nil {
+		return a, err
+	}
 	if targets > 0 && !r.GetForce() && a.Status != store.AgentRetired {
-		return a, errs.New(errs.Conflict, "AGENT_HAS_TARGETS", "agent %s has %d targets: delete them first, or use force", a.ID, targets).With("state", a.Status)
+		return a, errs.New(errs.Conflict, "AGENT_HAS_TARGETS",
+			"agent %s has %d targets, which serve %d certificates: take the certificates off them and delete them first, or use force", a.ID, targets, len(certificates)).
+			With("state", a.Status).With("targets", strconv.Itoa(int(targets))).With("certificates", strconv.Itoa(len(certificates)))
 	}
 	// Deployments are locked before the agent, as everywhere; its certificates are told last.
 	if err := c.closeDeployments(ctx, t, store.DeploymentSelection{AgentID: a.ID}, "the agent was retired"); err != nil {
@@ -118,17 +125,17 @@ func (c *Core) retire(ctx context.Context, t *store.Tx, r *inventoryv1.RetireAge
 	if err != nil || !moved {
 		return a, err
 	}
-	if err := c.endAgent(ctx, t, a.ID); err != nil {
+	if err := c.endAgent(ctx, t, a.ID, certificates); err != nil {
 		return a, err
 	}
-	audit(ctx, t, "agent.retired", resourceAgent, a.ID, map[string]any{"name": a.Name, "targets": targets})
+	audit(ctx, t, "agent.retired", resourceAgent, a.ID, map[string]any{"name": a.Name, "targets": targets, "certificates": len(certificates)})
 	t.Changed(store.Agents)
 	t.Notify(store.Notice{Kind: store.NoticeRetired, AgentID: a.ID})
 	return t.GetAgent(ctx, a.ID)
 }
 
 // endAgent takes an agent's credentials and work away, and tells whose certificates have lost a key holder.
-func (c *Core) endAgent(ctx context.Context, t *store.Tx, agentID string) error {
+func (c *Core) endAgent(ctx context.Context, t *store.Tx, agentID string, certificates []string) error {
 	if err := t.RevokeCredentials(ctx, agentID); err != nil {
 		return err
 	}
@@ -141,20 +148,11 @@ func (c *Core) endAgent(ctx context.Context, t *store.Tx, agentID string) error 
 			c.taskFinished(ctx, t, task, "", &typev1.Problem{Reason: "AGENT_RETIRED", Message: "the agent was retired"}, true)
 		}
 	}
-	ids, err := t.CertificatesOf(ctx, agentID)
+	rows, err := t.GetCertificates(ctx, certificates)
 	if err != nil {
 		return err
 	}
-	rows, err := t.GetCertificates(ctx, ids)
-	if err != nil {
-		return err
-	}
-	for _, row := range rows {
-		if err := c.certificateChanged(ctx, t, "certificate.updated", row); err != nil {
-			return err
-		}
-	}
-	return nil
+	return c.certificatesChanged(ctx, t, "certificate.updated", rows...)
 }
 
 // AllowReenrollment lets the agent's name be enrolled again, once, within the hour.
@@ -357,6 +355,7 @@ func (c *Core) enrollAgain(ctx context.Context, t *store.Tx, r *agentv1.EnrollRe
 		if err := t.RevokeUnused(ctx, a.ID); err != nil {
 			return nil, err
 		}
+		audit(asAgent(ctx, a.ID), t, "agent.enrolled", resourceAgent, a.ID, map[string]any{"name": a.Name, "join_token_id": j.ID, "answer_lost": true})
 		return c.giveCredential(ctx, t, a.ID, j.ID)
 	}
 	allowed := a.ReenrollUntil != nil && a.ReenrollUntil.After(time.Now())

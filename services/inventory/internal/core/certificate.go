@@ -133,7 +133,7 @@ func (c *Core) insertCertificate(ctx context.Context, t *store.Tx, row store.Cer
 	if err != nil {
 		return row, err
 	}
-	if err := c.certificateChanged(ctx, t, "certificate.created", stored); err != nil {
+	if err := c.certificatesChanged(ctx, t, "certificate.created", stored); err != nil {
 		return row, err
 	}
 	audit(ctx, t, "certificate.created", resourceCertificate, stored.ID, map[string]any{
@@ -240,21 +240,27 @@ func (c *Core) checkTargets(ctx context.Context, t *store.Tx, ids []string) erro
 	return v.Err()
 }
 
-// certificateChanged tells the scheduler what a certificate is now and who has no key for it yet.
-func (c *Core) certificateChanged(ctx context.Context, t *store.Tx, typ string, row store.Certificate) error {
-	holders, err := t.KeyHolders(ctx, []string{row.ID})
+// certificatesChanged tells the scheduler what certificates are now and who has no key for them yet.
+func (c *Core) certificatesChanged(ctx context.Context, t *store.Tx, typ string, rows ...store.Certificate) error {
+	ids := make([]string, 0, len(rows))
+	for _, row := range rows {
+		ids = append(ids, row.ID)
+	}
+	holders, err := t.KeyHolders(ctx, ids)
 	if err != nil {
 		return err
 	}
-	var without []string
+	without := map[string][]string{}
 	for _, h := range holders {
 		if h.Version == 0 {
-			without = append(without, h.AgentID)
+			without[h.CertificateID] = append(without[h.CertificateID], h.AgentID)
 		}
 	}
-	tell(t, toScheduler, typ, resourceCertificate, row.ID, &inventoryv1.CertificateChanged{
-		Certificate: view.Certificate(row), AgentsWithoutVersion: without, Actor: actor(ctx),
-	})
+	for _, row := range rows {
+		tell(t, toScheduler, typ, resourceCertificate, row.ID, &inventoryv1.CertificateChanged{
+			Certificate: view.Certificate(row), AgentsWithoutVersion: without[row.ID], Actor: actor(ctx),
+		})
+	}
 	return nil
 }
 
@@ -332,7 +338,7 @@ func (c *Core) applyUpdate(ctx context.Context, t *store.Tx, base, wanted store.
 	if err != nil {
 		return current, err
 	}
-	if err := c.certificateChanged(ctx, t, "certificate.updated", stored); err != nil {
+	if err := c.certificatesChanged(ctx, t, "certificate.updated", stored); err != nil {
 		return current, err
 	}
 	audit(ctx, t, "certificate.updated", resourceCertificate, base.ID, map[string]any{"fields": changedFields(base, stored)})
@@ -545,7 +551,7 @@ func (c *Core) archive(ctx context.Context, t *store.Tx, id string, expected int
 	if err != nil {
 		return row, err
 	}
-	if err := c.certificateChanged(ctx, t, "certificate.archived", row); err != nil {
+	if err := c.certificatesChanged(ctx, t, "certificate.archived", row); err != nil {
 		return row, err
 	}
 	audit(ctx, t, "certificate.archived", resourceCertificate, id, map[string]any{"name": row.Name})
@@ -621,7 +627,10 @@ func (c *Core) revokeVersion(ctx context.Context, t *store.Tx, row store.Certifi
 	if err != nil {
 		return nil, err
 	}
-	tell(t, toIssuance, "version.revoked", resourceCertificate, row.ID, c.revoked(ctx, row, versions, r.GetReason()))
+	// The scheduler replaces a version that was in use.
+	for _, to := range []string{toScheduler, toIssuance} {
+		tell(t, to, "version.revoked", resourceCertificate, row.ID, c.revoked(ctx, row, versions, r.GetReason()))
+	}
 	audit(ctx, t, "version.revoked", resourceCertificate, row.ID, map[string]any{"version": r.GetVersion(), "serial_number": v.SerialNumber, "reason": reason})
 	return revocationOf(row.ID, reason, now, versions), nil
 }

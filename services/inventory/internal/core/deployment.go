@@ -3,6 +3,7 @@ package core
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -141,6 +142,7 @@ func (c *Core) closeDeployments(ctx context.Context, t *store.Tx, s store.Deploy
 			return err
 		}
 		d.Status, d.ErrorReason, d.ErrorMessage = store.DeploymentFailed, "DEPLOYMENT_CLOSED", why
+		d.DueTime = time.Time{} // nobody tries again
 		tell(t, toScheduler, "deployment.changed", resourceDeployment, d.ID, &inventoryv1.DeploymentChanged{Deployment: view.Deployment(d), RequestKey: d.RequestKey})
 		audit(ctx, t, "deployment.closed", resourceDeployment, d.ID, map[string]any{"certificate_id": d.CertificateID, "target_id": d.TargetID, "why": why})
 		t.Changed(store.Deployments)
@@ -199,7 +201,7 @@ func (c *Core) requestDeployment(ctx context.Context, t *store.Tx, row store.Cer
 	if err != nil {
 		return err
 	}
-	if len(targets) == 0 || difference([]string{r.GetTargetId()}, row.TargetIDs) != nil && len(difference([]string{r.GetTargetId()}, row.TargetIDs)) > 0 {
+	if len(targets) == 0 || !slices.Contains(row.TargetIDs, r.GetTargetId()) {
 		return errs.New(errs.Conflict, "TARGET_NOT_BOUND", "target %s is not bound to certificate %s", r.GetTargetId(), row.ID)
 	}
 	if targets[0].AgentStatus == store.AgentRetired {

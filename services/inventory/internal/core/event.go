@@ -73,7 +73,7 @@ func (c *Core) certificateIssued(ctx context.Context, t *store.Tx, m *issuancev1
 		return err
 	}
 	v.Version = newest + 1
-	if row.Status == store.CertificateRevoked {
+	if row.RevocationTime != nil { // also if it was archived after that
 		// Issued while it was being revoked: nobody wants it any more, so the CA is told.
 		v.RevocationTime, v.RevocationReason, v.RevocationState = row.RevocationTime, row.RevocationReason, "PENDING"
 	}
@@ -101,7 +101,7 @@ func (c *Core) certificateIssued(ctx context.Context, t *store.Tx, m *issuancev1
 
 // storedTooLate handles a version of a certificate that is revoked or archived: it is kept for the record and never deployed.
 func (c *Core) storedTooLate(ctx context.Context, t *store.Tx, row store.Certificate, v store.Version) error {
-	if row.Status != store.CertificateRevoked {
+	if row.RevocationTime == nil {
 		return nil
 	}
 	reason := typev1.RevocationReason(typev1.RevocationReason_value[row.RevocationReason])

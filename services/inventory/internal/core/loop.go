@@ -73,25 +73,19 @@ func (c *Core) expireChunk(ctx context.Context, t *store.Tx) (int, error) {
 	if err != nil || len(ids) == 0 {
 		return 0, err
 	}
-	for _, id := range ids {
-		moved, err := t.ExpireCertificate(ctx, id)
-		if err != nil {
-			return 0, err
-		}
-		if !moved {
-			continue
-		}
-		row, err := t.GetCertificate(ctx, id)
-		if err != nil {
-			return 0, err
-		}
-		if err := c.certificateChanged(ctx, t, "certificate.expired", row); err != nil {
-			return 0, err
-		}
-		audit(ctx, t, "certificate.expired", resourceCertificate, id, map[string]any{"version": row.CurrentVersion})
+	expired, err := t.ExpireCertificates(ctx, ids)
+	if err != nil {
+		return 0, err
+	}
+	rows, err := t.GetCertificates(ctx, expired)
+	if err != nil {
+		return 0, err
+	}
+	for _, row := range rows {
+		audit(ctx, t, "certificate.expired", resourceCertificate, row.ID, map[string]any{"version": row.CurrentVersion})
 	}
 	t.Changed(store.Certificates)
-	return len(ids), nil
+	return len(ids), c.certificatesChanged(ctx, t, "certificate.expired", rows...)
 }
 
 // VerifyDeployments asks agents to look at endpoints that were not looked at for a while.

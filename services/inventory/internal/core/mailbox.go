@@ -3,6 +3,7 @@ package core
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -131,9 +132,16 @@ func (c *Core) ListAssignments(ctx context.Context, agentID string, r *agentv1.L
 		if err != nil {
 			return err
 		}
+		work, err := contentsOf(ctx, t, rows)
+		if err != nil {
+			return err
+		}
+		if err := startDeployments(ctx, t, rows, until); err != nil {
+			return err
+		}
 		last := r.GetAfterRevision()
 		for _, row := range sortByMailbox(rows) {
-			a, err := c.assignment(ctx, t, row, until)
+			a, err := assignment(work, row, until)
 			if err != nil {
 				return err
 			}
@@ -159,7 +167,83 @@ func sortByMailbox(rows []store.Assignment) []store.Assignment {
 	return rows
 }
 
-func (c *Core) assignment(ctx context.Context, t *store.Tx, row store.Assignment, until time.Time) (*agentv1.Assignment, error) {
+// contents are what assignments are about.
+type contents struct {
+	deployments map[string]store.Deployment
+	targets     map[string]store.Target
+	versions    map[store.VersionKey]store.Version
+}
+
+// contentsOf reads what the assignments are about, in three statements for all of them.
+func contentsOf(ctx context.Context, t *store.Tx, rows []store.Assignment) (contents, error) {
+	out := contents{deployments: map[string]store.Deployment{}, targets: map[string]store.Target{}, versions: map[store.VersionKey]store.Version{}}
+	var deploymentIDs, targetIDs []string
+	var versionKeys []store.VersionKey
+	for _, row := range rows {
+		if row.DeploymentID != "" {
+			deploymentIDs = append(deploymentIDs, row.DeploymentID)
+			versionKeys = append(versionKeys, store.VersionKey{CertificateID: row.CertificateID, Version: row.Version})
+		}
+	}
+	if len(deploymentIDs) == 0 {
+		return out, nil
+	}
+	deployments, err := t.GetDeployments(ctx, deploymentIDs)
+	if err != nil {
+		return out, err
+	}
+	for _, d := range deployments {
+		out.deployments[d.ID] = d
+		targetIDs = append(targetIDs, d.TargetID)
+	}
+	targets, err := t.GetTargets(ctx, targetIDs)
+	if err != nil {
+		return out, err
+	}
+	for _, target := range targets {
+		out.targets[target.ID] = target
+	}
+	versions, err := t.GetVersions(ctx, versionKeys)
+	if err != nil {
+		return out, err
+	}
+	for _, v := range versions {
+		out.versions[store.VersionKey{CertificateID: v.CertificateID, Version: v.Version}] = v
+	}
+	return out, nil
+}
+
+// of gives what one assignment is about. All of it is there: a deployment's end cancels its work.
+func (w contents) of(row store.Assignment) (store.Deployment, store.Target, store.Version, error) {
+	d, ok := w.deployments[row.DeploymentID]
+	target, known := w.targets[d.TargetID]
+	v, issued := w.versions[store.VersionKey{CertificateID: row.CertificateID, Version: row.Version}]
+	if !ok || !known || !issued {
+		return d, target, v, fmt.Errorf("assignment %s is about what is not there", row.ID)
+	}
+	return d, target, v, nil
+}
+
+// startDeployments notes for all leased deployments that the agent has them.
+func startDeployments(ctx context.Context, t *store.Tx, rows []store.Assignment, until time.Time) error {
+	var ids []string
+	for _, row := range rows {
+		if row.Kind == store.KindDeploy {
+			ids = append(ids, row.DeploymentID)
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	started, err := t.StartDeployments(ctx, ids, until)
+	if started > 0 {
+		t.Changed(store.Deployments)
+	}
+	return err
+}
+
+// assignment puts together what an agent needs for one piece of work.
+func assignment(work contents, row store.Assignment, until time.Time) (*agentv1.Assignment, error) {
 	out := &agentv1.Assignment{
 		Id: row.ID, Revision: row.Mailbox, LeaseId: row.LeaseID, LeaseEndTime: timestamppb.New(until), Attempt: row.Attempts,
 	}
@@ -171,15 +255,7 @@ func (c *Core) assignment(ctx context.Context, t *store.Tx, row store.Assignment
 		out.Work = &agentv1.Assignment_CreateCsr{CreateCsr: csr}
 		return out, nil
 	}
-	d, err := t.GetDeployment(ctx, row.DeploymentID)
-	if err != nil {
-		return nil, err
-	}
-	target, err := t.GetTarget(ctx, d.TargetID)
-	if err != nil {
-		return nil, err
-	}
-	v, err := t.GetVersion(ctx, row.CertificateID, row.Version)
+	d, target, v, err := work.of(row)
 	if err != nil {
 		return nil, err
 	}
@@ -188,15 +264,6 @@ func (c *Core) assignment(ctx context.Context, t *store.Tx, row store.Assignment
 			DeploymentId: d.ID, Target: view.AgentTarget(target), FingerprintSha256: v.FingerprintSHA256,
 		}}
 		return out, nil
-	}
-	if started, err := t.StartDeployment(ctx, d.ID, until); err != nil {
-		return nil, err
-	} else if started {
-		t.Changed(store.Deployments)
-	} else if d.Status == store.DeploymentDeploying {
-		if err := t.PostponeDeployment(ctx, d.ID, until); err != nil {
-			return nil, err
-		}
 	}
 	out.Work = &agentv1.Assignment_Deploy{Deploy: &agentv1.Deploy{
 		DeploymentId: d.ID, CertificateId: d.CertificateID, Version: v.Version, Target: view.AgentTarget(target), CertificatePem: v.CertificatePEM,

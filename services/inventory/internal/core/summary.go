@@ -13,7 +13,8 @@ import (
 	"github.com/certctl/certctl/services/inventory/internal/view"
 )
 
-// GetSummary answers counts by status. Every status is named, also those with none.
+// GetSummary answers counts by status. Every status is named, also those with none. When the scheduler is away it answers
+// that, and not counts with those of jobs left out: a dashboard cannot tell "none" from "not known".
 func (c *Core) GetSummary(ctx context.Context) (*inventoryv1.GetSummaryResponse, error) {
 	out := &inventoryv1.GetSummaryResponse{}
 	var err error
@@ -45,6 +46,7 @@ func (c *Core) GetSummary(ctx context.Context) (*inventoryv1.GetSummaryResponse,
 		return nil, behind("renewalscheduler", err)
 	}
 	out.Jobs = jobs.GetJobs()
+	out.Stuck += jobs.GetStuck()
 	return out, nil
 }
 

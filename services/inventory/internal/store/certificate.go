@@ -130,11 +130,11 @@ func (t *Tx) ActivateCertificate(ctx context.Context, v Version) (bool, error) {
  WHERE id = $1 AND status = ANY($2)`, v.CertificateID, tr.From, tr.To, v.Version, v.SerialNumber, v.FingerprintSHA256, v.NotBefore, v.NotAfter)
 }
 
-// ExpireCertificate ends an active certificate whose time is over.
-func (t *Tx) ExpireCertificate(ctx context.Context, id string) (bool, error) {
+// ExpireCertificates ends active certificates whose time is over, and answers which.
+func (t *Tx) ExpireCertificates(ctx context.Context, ids []string) ([]string, error) {
 	tr := certificateExpire()
-	return changed(ctx, t.q, "expire certificate", `UPDATE certificates SET status = $3, update_time = now(), revision = revision + 1
- WHERE id = $1 AND status = ANY($2) AND not_after <= now()`, id, tr.From, tr.To)
+	return column[string](ctx, t.q, "expire certificates", `UPDATE certificates SET status = $3, update_time = now(), revision = revision + 1
+ WHERE id = ANY($1) AND status = ANY($2) AND not_after <= now() RETURNING id`, ids, tr.From, tr.To)
 }
 
 // RevokeCertificate revokes for good.
@@ -311,6 +311,22 @@ func (r Reads) NewestVersion(ctx context.Context, certificateID string) (int32, 
 // GetVersion reads one.
 func (r Reads) GetVersion(ctx context.Context, certificateID string, version int32) (Version, error) {
 	return one[Version](ctx, r.q, "read version", `SELECT `+versionColumns+` FROM certificate_versions v WHERE v.certificate_id = $1 AND v.version = $2`, certificateID, version)
+}
+
+// VersionKey names a version.
+type VersionKey struct {
+	CertificateID string
+	Version       int32
+}
+
+// GetVersions reads those that there are of the versions.
+func (r Reads) GetVersions(ctx context.Context, keys []VersionKey) ([]Version, error) {
+	ids, numbers := make([]string, 0, len(keys)), make([]int32, 0, len(keys))
+	for _, k := range keys {
+		ids, numbers = append(ids, k.CertificateID), append(numbers, k.Version)
+	}
+	return all[Version](ctx, r.q, "read versions", `SELECT `+versionColumns+` FROM certificate_versions v
+ WHERE (v.certificate_id, v.version) IN (SELECT * FROM unnest($1::text[], $2::integer[]))`, ids, numbers)
 }
 
 // VersionByFingerprint reads the number of the certificate's version with this fingerprint, 0 for a foreign one.

@@ -39,6 +39,11 @@ func (r Reads) GetDeployment(ctx context.Context, id string) (Deployment, error)
 	return one[Deployment](ctx, r.q, "read deployment", `SELECT `+deploymentColumns+` FROM deployments d WHERE d.id = $1`, id)
 }
 
+// GetDeployments reads those that there are of the ids.
+func (r Reads) GetDeployments(ctx context.Context, ids []string) ([]Deployment, error) {
+	return all[Deployment](ctx, r.q, "read deployments", `SELECT `+deploymentColumns+` FROM deployments d WHERE d.id = ANY($1)`, ids)
+}
+
 // LockDeployment reads one and keeps others from changing it until the end of the transaction.
 func (t *Tx) LockDeployment(ctx context.Context, id string) (Deployment, error) {
 	return one[Deployment](ctx, t.q, "lock deployment", `SELECT `+deploymentColumns+` FROM deployments d WHERE d.id = $1 FOR UPDATE`, id)
@@ -110,11 +115,16 @@ func (t *Tx) DesireDeployment(ctx context.Context, id string, d Desire) (bool, e
 		id, tr.From, tr.To, d.Version, d.Force, d.RequestKey, d.Deadline)
 }
 
-// StartDeployment notes that the agent has the work, until when it is its own.
-func (t *Tx) StartDeployment(ctx context.Context, id string, until time.Time) (bool, error) {
+// StartDeployments notes that the agent has the work, until when it is its own, and answers how many began. Those that had begun
+// before are the agent's for longer.
+func (t *Tx) StartDeployments(ctx context.Context, ids []string, until time.Time) (int, error) {
 	tr := deploymentStart()
-	return changed(ctx, t.q, "start deployment", `UPDATE deployments SET status = $3, attempt = attempt + 1, due_time = $4, update_time = now(),
- revision = revision + 1 WHERE id = $1 AND status = ANY($2)`, id, tr.From, tr.To, until)
+	_, err := t.q.Exec(ctx, `UPDATE deployments SET due_time = $3 WHERE id = ANY($1) AND status = $2`, ids, tr.To, until)
+	if err != nil {
+		return 0, wrap("keep deployments", err)
+	}
+	return count(ctx, t.q, "start deployments", `UPDATE deployments SET status = $3, attempt = attempt + 1, due_time = $4, update_time = now(),
+ revision = revision + 1 WHERE id = ANY($1) AND status = ANY($2)`, ids, tr.From, tr.To, until)
 }
 
 // PostponeDeployment sets when the dispatcher looks at a deployment next; its state stays.

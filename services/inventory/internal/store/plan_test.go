@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/certctl/certctl/pkg/page"
@@ -98,6 +99,19 @@ func TestEveryFilterAndOrderOfCertificatesUsesAnIndex(t *testing.T) {
 		}
 		_, err = s.ListCertificates(t.Context(), c.filter, slice)
 		require.NoError(t, err, name)
+	}
+
+	_, err = admin.Exec(t.Context(), "VACUUM certificates")
+	require.NoError(t, err)
+	for _, sql := range []string{
+		`SELECT status, count(*)::int AS count FROM certificates GROUP BY status ORDER BY status`,
+		`SELECT count(*)::int FROM certificates WHERE status = 'ACTIVE' AND not_after < now() + interval '7 days'`,
+	} {
+		rows, err := db.Pool.Query(t.Context(), "EXPLAIN "+sql)
+		require.NoError(t, err)
+		plan, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		require.NoError(t, err)
+		require.Contains(t, strings.Join(plan, "\n"), "Index Only Scan", "the summary reads no whole rows")
 	}
 
 	// An index that nobody could use for the place of a page or for what the filter names would still be an index: so

@@ -29,6 +29,11 @@ func (r Reads) GetTarget(ctx context.Context, id string) (Target, error) {
 	return one[Target](ctx, r.q, "read target", `SELECT `+targetColumns+` FROM targets t WHERE t.id = $1`, id)
 }
 
+// GetTargets reads those that there are of the ids.
+func (r Reads) GetTargets(ctx context.Context, ids []string) ([]Target, error) {
+	return all[Target](ctx, r.q, "read targets", `SELECT `+targetColumns+` FROM targets t WHERE t.id = ANY($1)`, ids)
+}
+
 // LockTarget reads one and keeps others from changing it until the end of the transaction.
 func (t *Tx) LockTarget(ctx context.Context, id string) (Target, error) {
 	return one[Target](ctx, t.q, "lock target", `SELECT `+targetColumns+` FROM targets t WHERE t.id = $1 FOR UPDATE`, id)

@@ -112,7 +112,10 @@ func TestACertificateMovesOnlyAsTheTableSays(t *testing.T) {
 			"activate": func(ctx context.Context, tx *store.Tx) (bool, error) {
 				return tx.ActivateCertificate(ctx, store.Version{CertificateID: "cert-1", Version: 2, NotAfter: time.Now()})
 			},
-			"expire": func(ctx context.Context, tx *store.Tx) (bool, error) { return tx.ExpireCertificate(ctx, "cert-1") },
+			"expire": func(ctx context.Context, tx *store.Tx) (bool, error) {
+				expired, err := tx.ExpireCertificates(ctx, []string{"cert-1"})
+				return len(expired) == 1, err
+			},
 			"revoke": func(ctx context.Context, tx *store.Tx) (bool, error) {
 				return tx.RevokeCertificate(ctx, "cert-1", "SUPERSEDED", time.Now())
 			},
@@ -160,7 +163,8 @@ func TestADeploymentMovesOnlyAsTheTableSays(t *testing.T) {
 				return tx.DesireDeployment(ctx, "dep-1", store.Desire{Version: 2, Deadline: time.Now()})
 			},
 			"start": func(ctx context.Context, tx *store.Tx) (bool, error) {
-				return tx.StartDeployment(ctx, "dep-1", time.Now())
+				n, err := tx.StartDeployments(ctx, []string{"dep-1"}, time.Now())
+				return n == 1, err
 			},
 			"serve": func(ctx context.Context, tx *store.Tx) (bool, error) {
 				return tx.ServeDeployment(ctx, "dep-1", sighting)

@@ -161,7 +161,7 @@ func Deployment(d store.Deployment) *inventoryv1.Deployment {
 		DeadlineTime: Time(d.DeadlineTime), Error: Problem(d.ErrorReason, d.ErrorMessage), CreateTime: timestamppb.New(d.CreateTime),
 		UpdateTime: timestamppb.New(d.UpdateTime), Revision: d.Revision,
 	}
-	if d.Status == store.DeploymentPending || d.Status == store.DeploymentFailed {
+	if waits := d.Status == store.DeploymentPending || d.Status == store.DeploymentFailed; waits && !d.DueTime.IsZero() {
 		out.NextAttemptTime = timestamppb.New(d.DueTime)
 	}
 	return out

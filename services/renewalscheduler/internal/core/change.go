@@ -160,6 +160,8 @@ type change struct {
 	by            string
 	// subject tells that names, issuer, profile or key are others now.
 	subject bool
+	// asked tells that by has asked for what is wanted now, as whoever changes the subject has, too.
+	asked bool
 	// agents have no version yet.
 	agents []string
 }
@@ -181,16 +183,18 @@ func (c *Core) followOpen(ctx context.Context, tx *store.Tx, ch change) error {
 	if err := c.addAgents(ctx, tx, keys, ch.agents); err != nil {
 		return err
 	}
-	if ch.subject {
+	if ch.subject || ch.asked {
 		if j.ApprovedBy == ch.by {
 			j.ApprovedBy, j.ApprovalComment = "", ""
 		}
 		j.Askers = withAsker(j.Askers, ch.by)
+	}
+	if ch.subject {
 		if err := c.startOver(ctx, tx, j, keys); err != nil {
 			return err
 		}
 	}
-	waits := j.State == store.Pending && !ch.subject // its pause after a failure goes on
+	waits := j.State == store.Pending && !ch.subject && !ch.asked // its pause after a failure goes on
 	if j.State != store.AwaitingApproval && !waits {
 		j.DueTime = c.now()
 	}

@@ -76,7 +76,7 @@ func (c *Core) certificateCreated(ctx context.Context, tx *store.Tx, e *inventor
 	if closed(p.CertificateStatus) || p.State == store.PlanEnded {
 		return nil
 	}
-	wish(p, cert, by)
+	changed := wish(p, cert, by)
 	if err := c.refreshPlan(ctx, tx, p); err != nil {
 		return err
 	}
@@ -88,8 +88,9 @@ func (c *Core) certificateCreated(ctx context.Context, tx *store.Tx, e *inventor
 		kind: store.Issue, certificateID: cert.GetId(), requestedBy: by, policy: policy,
 	})
 	if errors.Is(err, store.ErrOpen) {
-		// Somebody was quicker than this event. Who created the certificate has asked for it all the same.
-		return c.followOpen(ctx, tx, change{certificateID: cert.GetId(), by: by, subject: true})
+		// Somebody was quicker than this event, with a CSR perhaps, which stays. Who created the certificate has asked for it
+		// all the same.
+		return c.followOpen(ctx, tx, change{certificateID: cert.GetId(), by: by, subject: changed, asked: true})
 	}
 	return err
 }

@@ -12,8 +12,11 @@ ALTER TABLE job_keys ADD COLUMN order_request bytea;
 DROP INDEX plans_policy;
 CREATE INDEX plans_policy ON plans (policy_id, policy_revision, id) WHERE state <> 'ENDED';
 CREATE INDEX plans_working ON plans (id) WHERE state = 'WORKING';
+-- For counts by state: equal keys are stored once, so that it is a fraction of the table.
+CREATE INDEX jobs_count ON jobs (state);
 
 -- +goose Down
+DROP INDEX jobs_count;
 DROP INDEX plans_working;
 DROP INDEX plans_policy;
 CREATE INDEX plans_policy ON plans (policy_id, policy_revision, id);

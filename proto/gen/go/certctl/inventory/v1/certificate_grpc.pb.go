@@ -45,7 +45,8 @@ type CertificateServiceClient interface {
 	GetCertificate(ctx context.Context, in *GetCertificateRequest, opts ...grpc.CallOption) (*GetCertificateResponse, error)
 	// CreateCertificate stores what is wanted; obtaining it starts at once. Callers: operator, admin. Repeat with request_id.
 	CreateCertificate(ctx context.Context, in *CreateCertificateRequest, opts ...grpc.CallOption) (*CreateCertificateResponse, error)
-	// UpdateCertificate changes the fields in update_mask. Callers: operator, admin. Repeat with request_id or revision.
+	// UpdateCertificate changes the fields in update_mask. A change of names, issuer, profile or key algorithm is issued at
+	// once. Callers: operator, admin. Repeat with request_id or revision.
 	UpdateCertificate(ctx context.Context, in *UpdateCertificateRequest, opts ...grpc.CallOption) (*UpdateCertificateResponse, error)
 	// DeleteCertificate archives: it is no longer renewed or deployed, and stays readable. Callers: operator, admin.
 	// Safe to repeat.
@@ -172,7 +173,8 @@ type CertificateServiceServer interface {
 	GetCertificate(context.Context, *GetCertificateRequest) (*GetCertificateResponse, error)
 	// CreateCertificate stores what is wanted; obtaining it starts at once. Callers: operator, admin. Repeat with request_id.
 	CreateCertificate(context.Context, *CreateCertificateRequest) (*CreateCertificateResponse, error)
-	// UpdateCertificate changes the fields in update_mask. Callers: operator, admin. Repeat with request_id or revision.
+	// UpdateCertificate changes the fields in update_mask. A change of names, issuer, profile or key algorithm is issued at
+	// once. Callers: operator, admin. Repeat with request_id or revision.
 	UpdateCertificate(context.Context, *UpdateCertificateRequest) (*UpdateCertificateResponse, error)
 	// DeleteCertificate archives: it is no longer renewed or deployed, and stays readable. Callers: operator, admin.
 	// Safe to repeat.

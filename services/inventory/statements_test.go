@@ -1,0 +1,112 @@
+package inventory_test
+
+import (
+	"context"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/certctl/certctl/pkg/pg"
+	"github.com/certctl/certctl/pkg/rpc"
+	"github.com/certctl/certctl/pkg/rpcctx"
+	"github.com/certctl/certctl/pkg/testrpc"
+	agentv1 "github.com/certctl/certctl/proto/gen/go/certctl/agent/v1"
+	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
+	"github.com/certctl/certctl/services/inventory"
+)
+
+// statements counts what is sent to the database, transactions' brackets left out.
+type statements struct{ n atomic.Int64 }
+
+func (s *statements) TraceQueryStart(ctx context.Context, _ *pgx.Conn, q pgx.TraceQueryStartData) context.Context {
+	if sql := strings.ToLower(q.SQL); !strings.HasPrefix(sql, "begin") && !strings.HasPrefix(sql, "commit") && !strings.HasPrefix(sql, "rollback") {
+		s.n.Add(1)
+	}
+	return ctx
+}
+
+func (s *statements) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+// counted is a replica whose loops do not run and whose statements are counted.
+func (w *world) counted(t testing.TB) (*replica, *statements) {
+	t.Helper()
+	s := &statements{}
+	cfg := w.database.Open(t, "inventory").Pool.Config()
+	cfg.ConnConfig.Tracer = s
+	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	r := &replica{db: &pg.DB{Pool: pool}}
+	r.service, err = inventory.New(quick(), inventory.Deps{
+		DB: r.db, Targets: validator{}, Peers: inventory.Peers{Issuance: w.toIssuance, RenewalScheduler: w.toSched, Audit: w.toAudi},
+	})
+	require.NoError(t, err)
+	r.server = testrpc.Serve(t, testrpc.Config{
+		Table: r.service.AuthzTable(), Register: r.service.Register,
+		Change: func(c *rpc.ServerConfig, _ *rpc.ServerDeps) { c.LongLivedStreams = r.service.LongLivedStreams() },
+	})
+	r.admin, r.peer, r.anon = r.server.AsRole(t, rpcctx.RoleAdmin), r.server.AsPeer(t, "issuance"), r.server.AsRole(t, rpcctx.RoleNone)
+	return r, s
+}
+
+func TestListsAndMailboxesCostTheSameStatementsForManyRows(t *testing.T) {
+	t.Parallel()
+	r, sent := newWorld(t).counted(t)
+	hosts := map[int]*host{1: r.enroll(t, "small"), 20: r.enroll(t, "big")}
+	for rows, h := range hosts {
+		for i := range rows {
+			id := named("s-%d-%d", rows, i)
+			r.target(t, id, h.id)
+			r.certificate(t, id, id)
+			r.issue(t, id, h.id)
+		}
+	}
+	during := func(fn func()) int64 {
+		before := sent.n.Load()
+		fn()
+		return sent.n.Load() - before
+	}
+	for name, list := range map[string]func() error{
+		"certificates": func() error {
+			_, err := r.certificates().ListCertificates(t.Context(), &inventoryv1.ListCertificatesRequest{IncludeTotal: true})
+			return err
+		},
+		"agents": func() error {
+			_, err := r.registry().ListAgents(t.Context(), &inventoryv1.ListAgentsRequest{IncludeTotal: true})
+			return err
+		},
+		"targets": func() error {
+			_, err := r.targets().ListTargets(t.Context(), &inventoryv1.ListTargetsRequest{IncludeTotal: true})
+			return err
+		},
+		"deployments": func() error {
+			_, err := inventoryv1.NewDeploymentServiceClient(r.admin).ListDeployments(t.Context(), &inventoryv1.ListDeploymentsRequest{IncludeTotal: true})
+			return err
+		},
+	} {
+		require.LessOrEqual(t, during(func() { require.NoError(t, list()) }), int64(2), name)
+	}
+
+	cost := map[int]int64{}
+	for rows, h := range hosts {
+		h.list(t, 1<<40) // the first use of the credential is a change
+		cost[rows] = during(func() {
+			a, err := h.client().ListAssignments(h.ctx(t.Context()), &agentv1.ListAssignmentsRequest{})
+			require.NoError(t, err)
+			require.Len(t, a.GetAssignments(), rows)
+		})
+	}
+	require.Equal(t, cost[1], cost[20], "work is put together in batches")
+
+	for rows, h := range hosts {
+		cost[rows] = during(func() {
+			_, err := r.registry().RetireAgent(t.Context(), &inventoryv1.RetireAgentRequest{Id: h.id, Force: true})
+			require.NoError(t, err)
+		})
+	}
+	require.LessOrEqual(t, cost[20]-cost[1], int64(2*19), "two for each deployment that is closed, none for each certificate that is told")
+}
