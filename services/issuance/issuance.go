@@ -121,7 +121,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 		return nil, err
 	}
 	s.loops = loops.group
-	if s.api, err = newAPI(cfg, deps, c, loops.kick); err != nil {
+	if s.api, err = newAPI(cfg, deps, c); err != nil {
 		return nil, err
 	}
 	s.relay, err = newRelay(deps)
@@ -138,12 +138,12 @@ func newCore(cfg Config, deps Deps) (*core.Core, error) {
 	})
 }
 
-func newAPI(cfg Config, deps Deps, c *core.Core, kick func()) (*api.API, error) {
+func newAPI(cfg Config, deps Deps, c *core.Core) (*api.API, error) {
 	pages, err := page.NewCodec([]byte(cfg.InternalSecret.Reveal()))
 	if err != nil {
 		return nil, fmt.Errorf("issuance: %w", err)
 	}
-	sink, err := api.NewSink(c, deps.Log, kick)
+	sink, err := api.NewSink(c, deps.Log)
 	if err != nil {
 		return nil, err
 	}

@@ -2,12 +2,16 @@ package issuance_test
 
 import (
 	"context"
+	"crypto"
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
+	"math/big"
 	"net/http"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -209,7 +213,7 @@ func TestEachLoopRunsAndSaysWhatItIs(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	s.run()
-	want := []string{"CRL generation", "enrolment GC", "order reconcile", "revocation retry", "idempotency key prune", "inbox_prune"}
+	want := []string{"CRL generation", "enrolment GC", "order reconcile", "revocation retry", "CA renewal", "idempotency key prune", "inbox_prune"}
 	require.Eventually(t, func() bool {
 		for _, l := range s.service.Loops() {
 			if l.Runs == 0 {
@@ -319,6 +323,181 @@ func TestIssuersOverTheAPI(t *testing.T) {
 	require.NoError(t, err)
 	_, err = issuers.DeleteIssuer(t.Context(), &issuancev1.DeleteIssuerRequest{Id: "iss-team"})
 	require.Equal(t, errs.NotFound, errs.KindOf(err))
+}
+
+// corporate is a subordinate CA on disk, to be spoilt.
+type corporate struct {
+	rootKey, key crypto.Signer
+	ca, root     x509.Certificate
+	dir          string
+	parts        []string // of the certificate file
+	keyMode      os.FileMode
+	keyText      []byte
+	rootFile     string
+}
+
+func (c *corporate) path(name string) string { return filepath.Join(c.dir, name) }
+
+func newCorporate(t *testing.T) *corporate {
+	t.Helper()
+	now := time.Now()
+	authority := x509.Certificate{
+		SerialNumber: big.NewInt(now.UnixNano()), NotBefore: now.Add(-time.Hour), NotAfter: now.Add(48 * time.Hour),
+		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, BasicConstraintsValid: true, IsCA: true,
+	}
+	c := &corporate{
+		rootKey: issuertest.NewKey(t, certcheck.ECDSAP256), key: issuertest.NewKey(t, certcheck.ECDSAP256), ca: authority, root: authority,
+		dir: t.TempDir(), parts: []string{"ca", "root"}, keyMode: 0o600,
+	}
+	c.ca.Subject, c.root.Subject = pkix.Name{CommonName: "Corporate CA"}, pkix.Name{CommonName: "Corporate Root"}
+	return c
+}
+
+// config writes the files and gives the settings that name them.
+func (c *corporate) config(t *testing.T) *structpb.Struct {
+	t.Helper()
+	root, err := x509.CreateCertificate(rand.Reader, &c.root, &c.root, c.rootKey.Public(), c.rootKey)
+	require.NoError(t, err)
+	parent, err := x509.ParseCertificate(root)
+	require.NoError(t, err)
+	ca, err := x509.CreateCertificate(rand.Reader, &c.ca, parent, c.key.Public(), c.rootKey)
+	require.NoError(t, err)
+	var text []byte
+	for _, part := range c.parts {
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: map[string][]byte{"ca": ca, "root": root}[part]})...)
+	}
+	if c.keyText == nil {
+		der, err := x509.MarshalPKCS8PrivateKey(c.key)
+		require.NoError(t, err)
+		c.keyText = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+	}
+	require.NoError(t, os.WriteFile(c.path("ca.pem"), text, 0o600))
+	require.NoError(t, os.WriteFile(c.path("ca.key"), c.keyText, 0o600))
+	require.NoError(t, os.Chmod(c.path("ca.key"), c.keyMode))
+	settings := map[string]any{"certificate_file": c.path("ca.pem"), "key_file": c.path("ca.key")}
+	if c.rootFile != "" {
+		settings["root_file"] = c.rootFile
+	}
+	out, err := structpb.NewStruct(settings)
+	require.NoError(t, err)
+	return out
+}
+
+func TestASubordinateCAWithAFlawIsRefusedAndTheFieldIsNamed(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	issuers := issuancev1.NewIssuerServiceClient(s.admin())
+	const certificate, key, root = "config.certificate_file", "config.key_file", "config.root_file"
+	hour := time.Now().Add(-time.Hour)
+	for name, c := range map[string]struct {
+		field, says string
+		spoil       func(*corporate)
+	}{
+		"no CA bit":            {certificate, "basicConstraints", func(c *corporate) { c.ca.IsCA, c.ca.KeyUsage = false, x509.KeyUsageDigitalSignature }},
+		"no keyCertSign":       {certificate, "keyCertSign", func(c *corporate) { c.ca.KeyUsage = x509.KeyUsageCRLSign }},
+		"no cRLSign":           {certificate, "cRLSign", func(c *corporate) { c.ca.KeyUsage = x509.KeyUsageCertSign }},
+		"expired":              {certificate, "has expired", func(c *corporate) { c.ca.NotBefore, c.ca.NotAfter = hour.Add(-time.Hour), hour }},
+		"not valid yet":        {certificate, "not valid yet", func(c *corporate) { c.ca.NotBefore = time.Now().Add(time.Hour) }},
+		"expired root":         {certificate, "has expired", func(c *corporate) { c.root.NotBefore, c.root.NotAfter = hour.Add(-time.Hour), hour }},
+		"incomplete chain":     {certificate, "root_file", func(c *corporate) { c.parts = []string{"ca"} }},
+		"path length":          {certificate, "below it", func(c *corporate) { c.root.MaxPathLenZero = true }},
+		"no certificate in it": {certificate, "no readable certificates", func(c *corporate) { c.parts = nil }},
+		"another key":          {key, "none of the CA certificates", func(c *corporate) { c.parts = []string{"root"} }},
+		"key for the group":    {key, "chmod 600", func(c *corporate) { c.keyMode = 0o640 }},
+		"key for others":       {key, "chmod 600", func(c *corporate) { c.keyMode = 0o604 }},
+		"no key in it":         {key, "not PEM", func(c *corporate) { c.keyText = []byte("hello") }},
+		"key with passphrase": {key, "passphrase", func(c *corporate) {
+			c.keyText = pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: []byte("x")})
+		}},
+		"no root file": {root, "does not exist", func(c *corporate) { c.rootFile = c.path("gone.pem") }},
+		"relative":     {root, "absolute", func(c *corporate) { c.rootFile = "root.pem" }},
+	} {
+		files := newCorporate(t)
+		c.spoil(files)
+		_, err := issuers.CreateIssuer(t.Context(), &issuancev1.CreateIssuerRequest{
+			Issuer: &issuancev1.Issuer{Id: "iss-corporate", Name: "Corporate", Type: "local", Config: files.config(t)},
+		})
+		require.Equal(t, codes.InvalidArgument, status.Code(err), "%s: %v", name, err)
+		found := errs.From(err).Violations()
+		require.Len(t, found, 1, name)
+		require.Equal(t, c.field, found[0].Field, "%s: %s", name, found[0].Description)
+		require.Contains(t, found[0].Description, c.says, name)
+		require.NotContains(t, err.Error(), "PRIVATE KEY", name)
+	}
+	_, err := issuers.GetIssuer(t.Context(), &issuancev1.GetIssuerRequest{Id: "iss-corporate"})
+	require.Equal(t, errs.NotFound, errs.KindOf(err), "nothing of them was stored")
+}
+
+func TestASubordinateCAWorksFromItsFilesToItsCRL(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	s.run()
+	issuers := issuancev1.NewIssuerServiceClient(s.admin())
+	files := newCorporate(t)
+	made, err := issuers.CreateIssuer(t.Context(), &issuancev1.CreateIssuerRequest{
+		Issuer: &issuancev1.Issuer{Id: "iss-corporate", Name: "Corporate", Type: "local", Config: files.config(t)},
+	})
+	require.NoError(t, err)
+	require.Equal(t, 49*time.Hour, made.GetIssuer().GetCapabilities().GetMaxValidity().AsDuration(), "whole seconds")
+	tested, err := issuers.TestIssuer(t.Context(), &issuancev1.TestIssuerRequest{Id: "iss-corporate"})
+	require.NoError(t, err)
+	require.Equal(t, issuancev1.Issuer_OK, tested.GetIssuer().GetStatus())
+
+	r := submission(t, "iss-corporate")
+	got, err := s.orders().SubmitOrder(t.Context(), r)
+	require.NoError(t, err)
+	require.Equal(t, issuancev1.Order_ISSUED, got.GetOrder().GetStatus())
+	done, err := s.orders().RevokeVersions(t.Context(), &issuancev1.RevokeVersionsRequest{
+		CertificateId: r.GetCertificateId(), SerialNumbers: []string{got.GetOrder().GetSerialNumber()}, Reason: typev1.RevocationReason_KEY_COMPROMISE,
+	})
+	require.NoError(t, err)
+	require.True(t, done.GetDone())
+
+	public := issuancev1.NewCrlServiceClient(s.AsRole(t, rpcctx.RoleNone))
+	ca, err := public.GetCaCertificate(t.Context(), &issuancev1.GetCaCertificateRequest{IssuerId: "iss-corporate"})
+	require.NoError(t, err)
+	chain, err := certcheck.ParseBundle(ca.GetData())
+	require.NoError(t, err)
+	require.Len(t, chain, 2)
+	require.Equal(t, "Corporate CA", chain[0].Subject.CommonName)
+	crl, err := public.GetCrl(t.Context(), &issuancev1.GetCrlRequest{IssuerId: "iss-corporate"})
+	require.NoError(t, err)
+	list, err := x509.ParseRevocationList(crl.GetData())
+	require.NoError(t, err)
+	require.NoError(t, list.CheckSignatureFrom(chain[0]))
+	require.Len(t, list.RevokedCertificateEntries, 1)
+}
+
+func TestALocalRevocationIsDoneWhetherCallOrEventComesFirst(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	s.run()
+	sink := eventv1.NewEventSinkServiceClient(s.AsPeer(t, "inventory"))
+	revoker := issuancev1.NewIssuanceInternalServiceClient(s.AsPeer(t, "inventory"))
+	for range 10 {
+		r := submission(t, "iss-local")
+		got, err := s.orders().SubmitOrder(t.Context(), r)
+		require.NoError(t, err)
+		serial := got.GetOrder().GetSerialNumber()
+		payload, err := anypb.New(&inventoryv1.CertificateChanged{
+			Certificate:     &inventoryv1.Certificate{Id: r.GetCertificateId()},
+			RevokedVersions: []*inventoryv1.RevokedVersion{{Version: 1, SerialNumber: serial}},
+		})
+		require.NoError(t, err)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			_, err := sink.Deliver(t.Context(), &eventv1.DeliverRequest{Events: []*eventv1.Event{
+				{Id: uuid.NewString(), Type: "certificate.revoked", Source: "inventory", Time: timestamppb.Now(), Payload: payload},
+			}})
+			require.NoError(t, err)
+		})
+		wg.Go(func() {
+			answer, err := revoker.RevokeVersions(t.Context(), &issuancev1.RevokeVersionsRequest{CertificateId: r.GetCertificateId(), SerialNumbers: []string{serial}})
+			require.NoError(t, err)
+			require.True(t, answer.GetDone())
+		})
+		wg.Wait()
+	}
 }
 
 func TestListsPageToTheirEndAndRefuseForeignTokens(t *testing.T) {

@@ -24,17 +24,10 @@ const (
 	slots      = 8
 )
 
-// loops are the group and what events wake.
+// loops are the group and what it works with.
 type loops struct {
-	group       *tick.Group
-	core        *core.Core
-	revocations *tick.Kicker
-}
-
-// kick wakes what works on revocations, after events brought some.
-func (l *loops) kick() {
-	l.revocations.Kick()
-	l.core.KickCRLs()
+	group *tick.Group
+	core  *core.Core
 }
 
 func newLoops(cfg Config, deps Deps, c *core.Core) (*loops, error) {
@@ -42,7 +35,7 @@ func newLoops(cfg Config, deps Deps, c *core.Core) (*loops, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &loops{group: group, core: c, revocations: tick.NewKicker()}
+	l := &loops{group: group, core: c}
 	orders, err := newRunner("orders", store.OrderLeases, c.Reconcile, cfg, deps)
 	if err != nil {
 		return nil, err
@@ -72,7 +65,10 @@ func newLoops(cfg Config, deps Deps, c *core.Core) (*loops, error) {
 		},
 		tick.Loop{
 			Name: "revocation retry", Description: "tells CAs of revocations that they do not know yet", Interval: cfg.RevocationInterval,
-			Budget: sweepBudget, Run: revocations.Sweep, Kick: l.revocations.C(),
+			Budget: sweepBudget, Run: revocations.Sweep,
+		},
+		tick.Loop{
+			Name: "CA renewal", Description: "renews the certificates of local CAs in time", Interval: time.Hour, Run: l.renewCAs,
 		},
 		tick.Loop{
 			Name: "idempotency key prune", Description: "forgets idempotency keys older than a day", Interval: time.Hour,
@@ -95,6 +91,11 @@ func (l *loops) register(all ...tick.Loop) error {
 
 func (l *loops) refreshCRLs(ctx context.Context) (tick.Result, error) {
 	n, err := l.core.RefreshCRLs(ctx)
+	return tick.Result{Rows: n}, err
+}
+
+func (l *loops) renewCAs(ctx context.Context) (tick.Result, error) {
+	n, err := l.core.RenewCAs(ctx)
 	return tick.Result{Rows: n}, err
 }
 

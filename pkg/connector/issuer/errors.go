@@ -48,6 +48,8 @@ type PermanentError struct {
 	Reason  string // UPPER_SNAKE_CASE, for programs
 	Message string // for people; holds no secrets
 	Cause   error  // for logs; may be nil
+	// Field is the setting that is at fault, such as "key_file"; empty when it is none or more than one.
+	Field string
 }
 
 func (e *PermanentError) Error() string { return withCause(e.Message, e.Cause) }

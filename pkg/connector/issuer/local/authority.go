@@ -13,6 +13,12 @@ import (
 	"github.com/certctl/certctl/pkg/connector/issuer"
 )
 
+// Reasons that are about the key and not the certificate.
+const (
+	reasonKeyMismatch    = "CA_KEY_MISMATCH"
+	reasonKeyUnsupported = "CA_KEY_UNSUPPORTED"
+)
+
 // CA is a checked issuing certificate with its key and the certificates above it. NewCA, LoadFiles and Material.CA
 // make it.
 type CA struct {
@@ -27,7 +33,7 @@ type CA struct {
 func NewCA(certs, roots []*x509.Certificate, key crypto.Signer, now time.Time) (CA, error) {
 	i := slices.IndexFunc(certs, func(c *x509.Certificate) bool { return certcheck.SameKey(c.PublicKey, key.Public()) })
 	if i < 0 {
-		return CA{}, issuer.Misconfigured("CA_KEY_MISMATCH", "the CA key belongs to none of the CA certificates")
+		return CA{}, issuer.Misconfigured(reasonKeyMismatch, "the CA key belongs to none of the CA certificates")
 	}
 	cert := certs[i]
 	if err := checkIssuing(cert); err != nil {
@@ -98,7 +104,7 @@ func checkIssuing(cert *x509.Certificate) error {
 		return issuer.Misconfigured("CA_NO_SUBJECT", "the CA certificate has an empty subject (RFC 5280, 4.1.2.6)")
 	}
 	if _, err := certcheck.CheckKey(cert.PublicKey); err != nil {
-		return misread("CA_KEY_UNSUPPORTED", "the CA key cannot be used", err)
+		return misread(reasonKeyUnsupported, "the CA key cannot be used", err)
 	}
 	return nil
 }

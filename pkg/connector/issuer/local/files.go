@@ -1,8 +1,9 @@
 package local
 
 import (
+	"crypto"
 	"crypto/x509"
-	"fmt"
+	"errors"
 	"io"
 	"io/fs"
 	"os"
@@ -26,28 +27,55 @@ type Files struct {
 	Root        string // PEM, optional: roots that Certificate does not hold
 }
 
-// LoadFiles reads a subordinate CA. The error is an *issuer.PermanentError whose reason says what is wrong; a key that
-// group or others may access in any way is refused.
+// The settings that name the files, for errors.
+const (
+	fieldCertificate = "certificate_file"
+	fieldKey         = "key_file"
+	fieldRoot        = "root_file"
+)
+
+// LoadFiles reads a subordinate CA. The error is an *issuer.PermanentError whose reason says what is wrong and whose
+// field says which of the settings certificate_file, key_file and root_file to look at; a key that group or others may
+// access in any way is refused.
 func LoadFiles(f Files, now time.Time) (CA, error) {
 	certs, err := readCertificates(f.Certificate)
 	if err != nil {
-		return CA{}, err
+		return CA{}, inField(fieldCertificate, err)
 	}
 	var roots []*x509.Certificate
 	if f.Root != "" {
 		if roots, err = readCertificates(f.Root); err != nil {
-			return CA{}, err
+			return CA{}, inField(fieldRoot, err)
 		}
 	}
-	text, err := readFile(f.Key, maxKeyFile, checkKeyMode)
+	key, err := readKey(f.Key)
 	if err != nil {
-		return CA{}, err
+		return CA{}, inField(fieldKey, err)
 	}
-	key, err := parseKey(text)
+	ca, err := NewCA(certs, roots, key, now)
+	if p, ok := issuer.AsPermanent(err); ok && (p.Reason == reasonKeyMismatch || p.Reason == reasonKeyUnsupported) {
+		return CA{}, inField(fieldKey, err)
+	}
+	return ca, inField(fieldCertificate, err)
+}
+
+// inField says which setting an error is about.
+func inField(field string, err error) error {
+	p, ok := issuer.AsPermanent(err)
+	if !ok || p.Field != "" {
+		return err
+	}
+	located := *p
+	located.Field = field
+	return &located
+}
+
+func readKey(path string) (crypto.Signer, error) {
+	text, err := readFile(path, maxKeyFile, checkKeyMode)
 	if err != nil {
-		return CA{}, fmt.Errorf("read %s: %w", f.Key, err)
+		return nil, err
 	}
-	return NewCA(certs, roots, key, now)
+	return parseKey(text)
 }
 
 func readCertificates(path string) ([]*x509.Certificate, error) {
@@ -64,9 +92,13 @@ func readCertificates(path string) ([]*x509.Certificate, error) {
 
 // readFile checks the file that is open, not its name, so that nobody can put another in its place in between.
 func readFile(path string, most int64, check func(string, fs.FileInfo) error) ([]byte, error) {
+	// Opening a pipe would wait for whoever writes to it.
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return nil, issuer.Misconfigured("CA_FILE_UNREADABLE", "%s is no regular file", path)
+	}
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, misread("CA_FILE_UNREADABLE", "file "+path+" cannot be opened", err)
+		return nil, misread("CA_FILE_UNREADABLE", "file "+path+" "+openProblem(err), err)
 	}
 	defer func() { _ = f.Close() }()
 	info, err := f.Stat()
@@ -84,6 +116,18 @@ func readFile(path string, most int64, check func(string, fs.FileInfo) error) ([
 		return nil, misread("CA_FILE_UNREADABLE", "file "+path+" cannot be read", err)
 	}
 	return text, nil
+}
+
+// openProblem says in a few words why a file could not be opened.
+func openProblem(err error) string {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "does not exist on the server"
+	case errors.Is(err, fs.ErrPermission):
+		return "may not be read by certctl"
+	default:
+		return "cannot be opened"
+	}
 }
 
 func checkKeyMode(path string, info fs.FileInfo) error {

@@ -1,6 +1,7 @@
 package local_test
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -9,6 +10,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -29,38 +31,46 @@ func TestLoadFilesRefuses(t *testing.T) {
 	for name, c := range map[string]struct {
 		reason string
 		spoil  func(t *testing.T, f *local.Files, m local.Material)
+		field  string // key_file if it is empty
 	}{
 		"key of another CA": {"CA_KEY_MISMATCH", func(t *testing.T, f *local.Files, _ local.Material) {
 			f.Key = write(t, t.TempDir(), "key", []byte(newMaterial(t).IntermediateKey.Reveal()), 0o600)
-		}},
+		}, ""},
 		"chain without its root": {"CA_CHAIN_INCOMPLETE", func(t *testing.T, f *local.Files, m local.Material) {
 			f.Certificate = write(t, t.TempDir(), "ca", m.IntermediatePEM, 0o644)
-		}},
-		"key for the group":  {"CA_KEY_FILE_MODE", chmodKey(0o640)},
-		"key for others":     {"CA_KEY_FILE_MODE", chmodKey(0o604)},
-		"key others replace": {"CA_KEY_FILE_MODE", chmodKey(0o602)},
+		}, "certificate_file"},
+		"key for the group":  {"CA_KEY_FILE_MODE", chmodKey(0o640), ""},
+		"key for others":     {"CA_KEY_FILE_MODE", chmodKey(0o604), ""},
+		"key others replace": {"CA_KEY_FILE_MODE", chmodKey(0o602), ""},
 		"no key file": {"CA_FILE_UNREADABLE", func(_ *testing.T, f *local.Files, _ local.Material) {
 			f.Key += ".gone"
-		}},
+		}, ""},
 		"directory as key": {"CA_FILE_UNREADABLE", func(t *testing.T, f *local.Files, _ local.Material) {
 			f.Key = t.TempDir()
-		}},
+		}, ""},
 		"key too long": {"CA_FILE_UNREADABLE", func(t *testing.T, f *local.Files, _ local.Material) {
 			f.Key = write(t, t.TempDir(), "key", make([]byte, 1<<20), 0o600)
-		}},
+		}, ""},
 		"key with passphrase": {"CA_KEY_ENCRYPTED", func(t *testing.T, f *local.Files, _ local.Material) {
 			text := pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: []byte("x")})
 			f.Key = write(t, t.TempDir(), "key", text, 0o600)
-		}},
+		}, ""},
 		"text as key": {"CA_KEY_UNREADABLE", func(t *testing.T, f *local.Files, _ local.Material) {
 			f.Key = write(t, t.TempDir(), "key", []byte("hello"), 0o600)
-		}},
+		}, ""},
 		"certificate as key": {"CA_KEY_UNREADABLE", func(t *testing.T, f *local.Files, m local.Material) {
 			f.Key = write(t, t.TempDir(), "key", m.RootPEM, 0o600)
-		}},
+		}, ""},
 		"text as certificate": {"CA_CERTIFICATE_UNREADABLE", func(t *testing.T, f *local.Files, _ local.Material) {
 			f.Certificate = write(t, t.TempDir(), "ca", []byte("hello"), 0o644)
-		}},
+		}, "certificate_file"},
+		"no root file": {"CA_FILE_UNREADABLE", func(_ *testing.T, f *local.Files, _ local.Material) {
+			f.Root = f.Key + ".gone"
+		}, "root_file"},
+		"pipe as key": {"CA_FILE_UNREADABLE", func(t *testing.T, f *local.Files, _ local.Material) {
+			f.Key = filepath.Join(t.TempDir(), "pipe")
+			run(t, t.TempDir(), "mkfifo", "-m", "600", f.Key)
+		}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -73,6 +83,7 @@ func TestLoadFilesRefuses(t *testing.T) {
 			requireReason(t, c.reason, err)
 			p, _ := issuer.AsPermanent(err)
 			require.Equal(t, issuer.FaultConfiguration, p.Fault)
+			require.Equal(t, cmp.Or(c.field, "key_file"), p.Field)
 		})
 	}
 }

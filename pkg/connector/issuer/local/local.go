@@ -109,10 +109,11 @@ func (i *Issuer) Revoke(ctx context.Context, r issuer.RevokeRequest) error {
 // Chain gives the issuing certificate, those above it, and the root.
 func (i *Issuer) Chain(context.Context) ([]*x509.Certificate, error) { return i.ca.Chain(), nil }
 
-// Capabilities are those of the type, with what is left of the CA's own validity.
+// Capabilities are those of the type. MaxValidity is the whole life of the issuing certificate, so that it stays the same
+// from one look to the next; what is left of it bounds each certificate by itself.
 func (i *Issuer) Capabilities() issuer.Capabilities {
 	c := capabilities()
-	c.MaxValidity = max(i.ca.NotAfter().Sub(i.now()), 0)
+	c.MaxValidity = i.ca.certificate.NotAfter.Sub(i.ca.certificate.NotBefore)
 	return c
 }
 

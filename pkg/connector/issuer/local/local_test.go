@@ -73,18 +73,71 @@ func TestCAIsTheSameAfterARestart(t *testing.T) {
 	require.NoError(t, leaf.CheckSignatureFrom(caOf(t, again).Certificate()))
 }
 
-func TestRenewedIntermediateHasAnotherKeyBelowTheSameRoot(t *testing.T) {
+func TestRenewedIntermediateIsTheSameCAForOldCertificatesAndOneCRL(t *testing.T) {
 	t.Parallel()
 	m := newMaterial(t)
-	next, err := local.RenewIntermediate(m, time.Now().AddDate(4, 0, 0))
+	leaf := submit(t, newIssuer(t, caOf(t, m)), newRequest(t, certcheck.ECDSAP256))
+	next, err := local.RenewIntermediate(m, time.Now().AddDate(0, 0, 1))
 	require.NoError(t, err)
 	old, renewed := caOf(t, m).Certificate(), parse(t, next.IntermediatePEM)
 	require.Equal(t, old.RawSubject, renewed.RawSubject)
-	require.False(t, certcheck.SameKey(old.PublicKey, renewed.PublicKey))
+	require.Equal(t, old.SubjectKeyId, renewed.SubjectKeyId)
+	require.True(t, certcheck.SameKey(old.PublicKey, renewed.PublicKey))
+	require.NotZero(t, old.SerialNumber.Cmp(renewed.SerialNumber))
+	require.Equal(t, m.RootPEM, next.RootPEM)
+	require.True(t, renewed.MaxPathLenZero)
 	require.NoError(t, renewed.CheckSignatureFrom(parse(t, m.RootPEM)))
+	require.NoError(t, leaf.CheckSignatureFrom(renewed))
+
+	tomorrow := time.Now().AddDate(0, 0, 1)
+	ca, err := next.CA(tomorrow)
+	require.NoError(t, err)
+	i, err := local.New(local.Config{CA: ca}, issuer.Deps{Now: func() time.Time { return tomorrow }})
+	require.NoError(t, err)
+	der, err := i.SignCRL(t.Context(), issuer.CRLRequest{Number: big.NewInt(1), ThisUpdate: tomorrow, NextUpdate: tomorrow.Add(time.Hour)})
+	require.NoError(t, err)
+	list, err := x509.ParseRevocationList(der)
+	require.NoError(t, err)
+	for _, c := range []*x509.Certificate{old, renewed} {
+		require.NoError(t, list.CheckSignatureFrom(c))
+		require.Equal(t, c.SubjectKeyId, list.AuthorityKeyId)
+	}
+
 	late, err := local.RenewIntermediate(m, time.Now().AddDate(9, 0, 0))
 	require.NoError(t, err)
 	require.Equal(t, parse(t, m.RootPEM).NotAfter, parse(t, late.IntermediatePEM).NotAfter, "never beyond the root's end")
+	_, err = local.RenewIntermediate(m, time.Now().AddDate(11, 0, 0))
+	requireReason(t, "CA_EXPIRED", err)
+}
+
+func TestAnIntermediateIsRenewedInTimeAndNotForNothing(t *testing.T) {
+	t.Parallel()
+	const day = 24 * time.Hour
+	begin := time.Now()
+	m := newMaterial(t)
+	renewed, err := local.RenewIntermediate(m, begin.AddDate(8, 0, 0))
+	require.NoError(t, err)
+	for name, c := range map[string]struct {
+		m          local.Material
+		after      time.Duration
+		need       time.Duration
+		due, short bool
+	}{
+		"new":                               {m, day, 90 * day, false, false},
+		"two thirds are over":               {m, 1225 * day, 90 * day, true, false},
+		"shortly before":                    {m, 1200 * day, 90 * day, false, false},
+		"a long profile":                    {m, 800 * day, 4 * 365 * day, true, false},
+		"no profile is longer than what is": {m, 300 * day, 4 * 365 * day, false, false},
+		"a need that cannot be met":         {m, 10 * day, 10 * 365 * day, false, false},
+		"the same some months later":        {m, 100 * day, 10 * 365 * day, true, false},
+		"expired while nobody was there":    {m, 6 * 365 * day, 90 * day, true, false},
+		"as long as its root":               {renewed, 9 * 365 * day, 2 * 365 * day, false, true},
+	} {
+		got, err := c.m.Renewal(begin.Add(c.after), c.need)
+		require.NoError(t, err)
+		require.Equal(t, c.due, got.Due, name)
+		require.Equal(t, c.short, got.Short, name)
+	}
 }
 
 func TestLeafHoldsWhatTheProfileDecided(t *testing.T) {
@@ -163,7 +216,9 @@ func TestLeafNeverOutlivesItsCA(t *testing.T) {
 	r := newRequest(t, certcheck.ECDSAP256)
 	r.RequestedAt = time.Time{}
 	require.Equal(t, ca.NotAfter(), submit(t, i, r).NotAfter)
-	require.Equal(t, time.Hour, i.Capabilities().MaxValidity)
+	whole := ca.Certificate().NotAfter.Sub(ca.Certificate().NotBefore)
+	require.Equal(t, whole, i.Capabilities().MaxValidity, "its whole life, in whole seconds")
+	require.Zero(t, whole%time.Second)
 }
 
 func TestSubmitRefuses(t *testing.T) {

@@ -34,7 +34,7 @@ type Subject struct {
 }
 
 // Material is a self-made CA: what has to be stored, encrypted, before the CA is used for the first time, so that it
-// is the same CA after each restart. The root's key serves to make a new intermediate (RenewIntermediate) only.
+// is the same CA after each restart. The root's key serves to renew the intermediate (RenewIntermediate) only.
 type Material struct {
 	RootPEM         []byte
 	RootKey         secretbox.Secret // PKCS #8, PEM
@@ -72,17 +72,59 @@ func Generate(s Subject, now time.Time) (Material, error) {
 	return newIntermediate(root, key, s.name(""), now)
 }
 
-// RenewIntermediate makes a new intermediate with a new key and the same subject below the same root.
+// RenewIntermediate makes a new certificate for the intermediate, below the same root: same key, subject and subject key
+// identifier, another serial number, 5 years from now or to the root's end. Because name and key stay, each certificate
+// that was issued before verifies with the new intermediate too, and one CRL serves them all (RFC 5280, section 5.1.2.3
+// and 5.2.1: it names its issuer and the key). An intermediate that has expired already can be renewed; a root cannot.
 func RenewIntermediate(m Material, now time.Time) (Material, error) {
-	root, key, err := parsePair(m.RootPEM, m.RootKey)
+	root, rootKey, err := parsePair(m.RootPEM, m.RootKey)
 	if err != nil {
 		return Material{}, fmt.Errorf("read root: %w", err)
 	}
-	old, err := certcheck.ParseBundle(m.IntermediatePEM)
+	old, key, err := parsePair(m.IntermediatePEM, m.IntermediateKey)
 	if err != nil {
 		return Material{}, fmt.Errorf("read intermediate: %w", err)
 	}
-	return newIntermediate(root, key, old[0].Subject, now)
+	if !root.NotAfter.After(now) {
+		return Material{}, misread("CA_EXPIRED", "the root "+quote(root)+" has expired: make a new issuer", nil)
+	}
+	return signIntermediate(root, rootKey, intermediate{name: old.Subject, key: key, keyID: old.SubjectKeyId}, now)
+}
+
+// Renewal is how a self-made CA stands.
+type Renewal struct {
+	// Due: the intermediate has less left than it should, and a new one would end later.
+	Due bool
+	// Short: it has less left than it should and a new one would not help, because the root ends too soon.
+	Short bool
+	// NotAfter is the end of the intermediate.
+	NotAfter time.Time
+}
+
+// Renewal tells whether it is time for RenewIntermediate: when less is left than a third of the intermediate's life, or
+// than need, which is the longest that a certificate below it should live. As no certificate outlives its issuer, one
+// asked for later would be cut short. An intermediate is renewed for no less than a twentieth of its life, so that a need
+// that it can never meet does not renew it each time somebody looks.
+func (m Material) Renewal(now time.Time, need time.Duration) (Renewal, error) {
+	certs, err := certcheck.ParseBundle(m.IntermediatePEM)
+	if err != nil {
+		return Renewal{}, misread("CA_CERTIFICATE_UNREADABLE", "the intermediate certificate cannot be read", err)
+	}
+	roots, err := certcheck.ParseBundle(m.RootPEM)
+	if err != nil {
+		return Renewal{}, misread("CA_CERTIFICATE_UNREADABLE", "the root certificate cannot be read", err)
+	}
+	cert, end := certs[0], roots[0].NotAfter
+	life := intermediateEnd(now, end).Sub(now)
+	gain := intermediateEnd(now, end).Sub(cert.NotAfter)
+	wanted := gain >= life/20 || gain > 0 && intermediateEnd(now, end).Equal(end)
+	low := cert.NotAfter.Sub(now) < max(cert.NotAfter.Sub(cert.NotBefore)/3, need)
+	return Renewal{Due: low && wanted, Short: low && !end.After(cert.NotAfter), NotAfter: cert.NotAfter}, nil
+}
+
+// intermediateEnd is the end of an intermediate that is made now below a root.
+func intermediateEnd(now, rootEnd time.Time) time.Time {
+	return earliest(now.UTC().Truncate(time.Second).AddDate(intermediateYears, 0, 0), rootEnd)
 }
 
 // Encode gives the material as one secret, to be stored encrypted.
@@ -143,24 +185,34 @@ func (s Subject) name(suffix string) pkix.Name {
 	return n
 }
 
+// intermediate is what stays of one from certificate to certificate.
+type intermediate struct {
+	name  pkix.Name
+	key   crypto.Signer
+	keyID []byte // nil: made of the key
+}
+
 func newIntermediate(root *x509.Certificate, rootKey crypto.Signer, name pkix.Name, now time.Time) (Material, error) {
 	key, err := newKey()
 	if err != nil {
 		return Material{}, err
 	}
-	template, err := caTemplate(name, now, intermediateYears)
+	return signIntermediate(root, rootKey, intermediate{name: name, key: key}, now)
+}
+
+func signIntermediate(root *x509.Certificate, rootKey crypto.Signer, i intermediate, now time.Time) (Material, error) {
+	template, err := caTemplate(i.name, now, intermediateYears)
 	if err != nil {
 		return Material{}, err
 	}
 	template.MaxPathLenZero = true
-	if template.NotAfter.After(root.NotAfter) {
-		template.NotAfter = root.NotAfter
-	}
-	cert, err := signCA(template, root, key.Public(), rootKey)
+	template.SubjectKeyId = i.keyID
+	template.NotAfter = intermediateEnd(now, root.NotAfter)
+	cert, err := signCA(template, root, i.key.Public(), rootKey)
 	if err != nil {
 		return Material{}, fmt.Errorf("make intermediate certificate: %w", err)
 	}
-	return newMaterial(root, rootKey, cert, key)
+	return newMaterial(root, rootKey, cert, i.key)
 }
 
 func newMaterial(root *x509.Certificate, rootKey crypto.Signer, cert *x509.Certificate, key crypto.Signer) (Material, error) {
@@ -230,7 +282,7 @@ func parsePair(certPEM []byte, keyPEM secretbox.Secret) (*x509.Certificate, cryp
 		return nil, nil, err
 	}
 	if !certcheck.SameKey(certs[0].PublicKey, key.Public()) {
-		return nil, nil, issuer.Misconfigured("CA_KEY_MISMATCH", "the key is not that of the certificate")
+		return nil, nil, issuer.Misconfigured(reasonKeyMismatch, "the key is not that of the certificate")
 	}
 	return certs[0], key, nil
 }

@@ -26,7 +26,8 @@ func rawNames(n *typev1.Names) certcheck.RawNames {
 	}
 }
 
-// violations gives what an errs.Invalid says as an answer. Other errors come back.
+// violations gives what an errs.Invalid says as an answer. Other errors come back, and so does one that names no field: an
+// answer without violations means "allowed".
 func violations(err error) ([]*issuancev1.FieldViolation, error) {
 	if err == nil || !errs.IsKind(err, errs.Invalid) {
 		return nil, err
@@ -34,6 +35,9 @@ func violations(err error) ([]*issuancev1.FieldViolation, error) {
 	var out []*issuancev1.FieldViolation
 	for _, v := range errs.From(err).Violations() {
 		out = append(out, &issuancev1.FieldViolation{Field: v.Field, Description: v.Description})
+	}
+	if len(out) == 0 {
+		return nil, err
 	}
 	return out, nil
 }

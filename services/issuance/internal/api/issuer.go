@@ -63,13 +63,18 @@ func (s *issuers) GetIssuer(ctx context.Context, r *issuancev1.GetIssuerRequest)
 // CreateIssuer implements issuancev1.IssuerServiceServer.
 func (s *issuers) CreateIssuer(ctx context.Context, r *issuancev1.CreateIssuerRequest) (*issuancev1.CreateIssuerResponse, error) {
 	in := r.GetIssuer()
+	var draft core.IssuerDraft
 	return mutation.Do(ctx, s.deps.Core.DB(), mutation.Change[*issuancev1.CreateIssuerResponse]{
 		Request: r,
 		Empty:   func() *issuancev1.CreateIssuerResponse { return &issuancev1.CreateIssuerResponse{} },
-		Apply: func(ctx context.Context, tx pgx.Tx) (*issuancev1.CreateIssuerResponse, error) {
-			i, err := s.deps.Core.CreateIssuer(ctx, tx, core.NewIssuer{
+		Prepare: func(ctx context.Context) (err error) {
+			draft, err = s.deps.Core.DraftIssuer(ctx, core.NewIssuer{
 				ID: in.GetId(), Name: in.GetName(), Type: in.GetType(), Settings: settings(in.GetConfig()), Enabled: in.Enabled == nil || in.GetEnabled(),
 			})
+			return err
+		},
+		Apply: func(ctx context.Context, tx pgx.Tx) (*issuancev1.CreateIssuerResponse, error) {
+			i, err := s.deps.Core.CreateIssuer(ctx, tx, draft)
 			if err != nil {
 				return nil, err
 			}

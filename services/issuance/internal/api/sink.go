@@ -15,9 +15,9 @@ import (
 
 // NewSink makes the receiver of events. Revocations come as events too, so that a CA is told of them even when the call
 // that inventory makes at once has failed.
-func NewSink(c *core.Core, log *zap.Logger, after func()) (*outbox.Sink, error) {
+func NewSink(c *core.Core, log *zap.Logger) (*outbox.Sink, error) {
 	return outbox.NewSink(outbox.SinkDeps{
-		DB: c.DB(), Logger: log, After: after,
+		DB: c.DB(), Logger: log, After: c.KickCRLs,
 		Apply: func(ctx context.Context, tx pgx.Tx, e *eventv1.Event) error { return apply(ctx, tx, c, e) },
 	})
 }

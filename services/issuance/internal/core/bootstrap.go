@@ -52,6 +52,10 @@ func (c *Core) bootstrapIssuer(ctx context.Context, tx pgx.Tx) error {
 	if err != nil || !first {
 		return err
 	}
-	_, err = c.CreateIssuer(ctx, tx, NewIssuer{ID: DefaultIssuerID, Name: "Local CA", Type: local.TypeName, Settings: Settings{}, Enabled: true})
+	draft, err := c.DraftIssuer(ctx, NewIssuer{ID: DefaultIssuerID, Name: "Local CA", Type: local.TypeName, Settings: Settings{}, Enabled: true})
+	if err != nil {
+		return err
+	}
+	_, err = c.CreateIssuer(ctx, tx, draft)
 	return err
 }

@@ -59,6 +59,18 @@ func (c *Config) setDefaults() {
 // leaseFor outlives a call by far, so that an expired lease means that its holder is not calling any more.
 func (c *Config) leaseFor() time.Duration { return 2*c.CallTimeout + 5*time.Second }
 
+// repeatableLease is how long an order waits whose submitter has died, where submitting it twice does no harm.
+const repeatableLease = 10 * time.Second
+
+// orderLease is the lease of an intent. Where the request fixes the result, an order may be submitted again while the
+// first call still runs, so there is no call to be outlived, and a process that dies holds its orders up for less.
+func (c *Config) orderLease(in *instance) time.Duration {
+	if in.caps.SerialNumber && !in.caps.Async {
+		return min(repeatableLease, c.leaseFor())
+	}
+	return c.leaseFor()
+}
+
 // References tells how many certificates use an issuer or a profile. inventory knows.
 type References interface {
 	CountIssuer(ctx context.Context, id string) (int, error)
@@ -117,7 +129,7 @@ func New(cfg Config, deps Deps) (*Core, error) {
 		crlKick:    tick.NewKicker(),
 		checkpoint: func(string) error { return nil },
 	}
-	c.instances = newInstances(c.build)
+	c.instances = newInstances(c.build, cfg.CallTimeout)
 	return c, c.sortings()
 }
 

@@ -22,22 +22,28 @@ const crlBackdate = time.Minute
 // CRL gives the newest CRL of an issuer, DER. When revocations wait for the next one, or there is none yet, or it has run
 // out, that one is made first: what is revoked before the question is in the answer.
 func (c *Core) CRL(ctx context.Context, issuerID string) (store.CRL, error) {
-	latest, unlisted, err := store.LatestCRL(ctx, c.deps.DB.Pool, issuerID)
-	if err == nil && !unlisted && latest.NextUpdate.After(c.now()) {
-		return latest, nil
+	// One that was being made when the question came may have been begun before the revocation: then it is made once more.
+	const attempts = 3
+	for attempt := 1; ; attempt++ {
+		latest, unlisted, err := store.LatestCRL(ctx, c.deps.DB.Pool, issuerID)
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return store.CRL{}, err
+		}
+		valid := err == nil && latest.NextUpdate.After(c.now())
+		if valid && !unlisted {
+			return latest, nil
+		}
+		if valid && attempt > attempts {
+			return latest, nil // revocations come faster than CRLs can be made: this one was begun after the question
+		}
+		if _, err := c.MakeCRL(ctx, issuerID); err != nil {
+			if !valid {
+				return store.CRL{}, err
+			}
+			c.log.Warn("a CRL could not be made; the last one is served", logx.ID(logx.KeyIssuer, issuerID), logx.Error(err))
+			return latest, nil
+		}
 	}
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return store.CRL{}, err
-	}
-	made, makeErr := c.MakeCRL(ctx, issuerID)
-	if makeErr == nil {
-		return made, nil
-	}
-	if err == nil && latest.NextUpdate.After(c.now()) {
-		c.log.Warn("a CRL could not be made; the last one is served", logx.ID(logx.KeyIssuer, issuerID), logx.Error(makeErr))
-		return latest, nil
-	}
-	return store.CRL{}, makeErr
 }
 
 // MakeCRL makes the next CRL of an issuer. Callers who ask at the same time get the same one; between replicas the number
@@ -51,7 +57,11 @@ func (c *Core) MakeCRL(ctx context.Context, issuerID string) (store.CRL, error) 
 	if err != nil {
 		return store.CRL{}, err
 	}
-	return got.(store.CRL), nil //nolint:forcetypeassert // the function above makes nothing else
+	made, ok := got.(store.CRL)
+	if !ok {
+		return store.CRL{}, errors.New("make CRL: no CRL")
+	}
+	return made, nil
 }
 
 func (c *Core) makeCRL(ctx context.Context, issuerID string) (store.CRL, error) {
@@ -149,6 +159,7 @@ func (c *Core) RefreshCRLs(ctx context.Context) (int, error) {
 		if err == nil && due {
 			if _, err = c.MakeCRL(ctx, i.ID); err == nil {
 				made++
+				_, err = c.CRL(ctx, i.ID) // once more if it was begun before the revocation that made it due
 			}
 		}
 		failed = errors.Join(failed, err)

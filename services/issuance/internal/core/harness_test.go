@@ -135,12 +135,16 @@ func (w *world) replica() *Core {
 	return c
 }
 
-func (w *world) tx(f func(ctx context.Context, tx pgx.Tx) error) error { return w.deps.DB.Tx(w.ctx(), f) }
+func (w *world) tx(f func(ctx context.Context, tx pgx.Tx) error) error {
+	return w.deps.DB.Tx(w.ctx(), f)
+}
 
 func (w *world) createIssuer(in NewIssuer) (i store.Issuer) {
 	w.t.Helper()
+	draft, err := w.DraftIssuer(w.ctx(), in)
+	require.NoError(w.t, err)
 	require.NoError(w.t, w.tx(func(ctx context.Context, tx pgx.Tx) (err error) {
-		i, err = w.CreateIssuer(ctx, tx, in)
+		i, err = w.CreateIssuer(ctx, tx, draft)
 		return err
 	}))
 	return i

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/singleflight"
 
@@ -25,40 +26,57 @@ type instance struct {
 // instances keeps one connector per issuer, by the hash of its configuration: changing an issuer rebuilds that one and
 // leaves the accounts, tokens and keys of all others alone.
 type instances struct {
-	build  func(ctx context.Context, i store.Issuer) (*instance, error)
-	flight singleflight.Group
+	build   func(ctx context.Context, i store.Issuer) (*instance, error)
+	timeout time.Duration // of a build
+	flight  singleflight.Group
 
 	mu   sync.RWMutex
 	byID map[string]*instance
 }
 
-func newInstances(build func(context.Context, store.Issuer) (*instance, error)) *instances {
-	return &instances{build: build, byID: map[string]*instance{}}
+func newInstances(build func(context.Context, store.Issuer) (*instance, error), timeout time.Duration) *instances {
+	return &instances{build: build, timeout: timeout, byID: map[string]*instance{}}
 }
 
 // get gives the connector of an issuer as it is configured in i.
 func (s *instances) get(ctx context.Context, i store.Issuer) (*instance, error) {
-	s.mu.RLock()
-	in, ok := s.byID[i.ID]
-	s.mu.RUnlock()
-	if ok && in.hash == i.ConfigHash {
+	if in, ok := s.current(i); ok {
 		return in, nil
 	}
-	// The hash is part of the key: who waits gets what it asked for.
+	// The hash is part of the key: who waits gets what it asked for. That the first who asked leaves ends it for nobody.
 	got, err, _ := s.flight.Do(i.ID+" "+i.ConfigHash, func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.timeout)
+		defer cancel()
 		in, err := s.build(ctx, i)
 		if err != nil {
 			return nil, err
 		}
-		s.mu.Lock()
-		s.byID[i.ID] = in
-		s.mu.Unlock()
+		s.put(i.ID, in)
 		return in, nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	return got.(*instance), nil //nolint:forcetypeassert // the function above makes nothing else
+	in, ok := got.(*instance)
+	if !ok {
+		return nil, fmt.Errorf("build connector of issuer %s: no connector", i.ID)
+	}
+	return in, nil
+}
+
+// put makes a connector the one of an issuer.
+func (s *instances) put(id string, in *instance) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.byID[id] = in
+}
+
+// current gives the connector of an issuer if it is built already.
+func (s *instances) current(i store.Issuer) (*instance, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	in, ok := s.byID[i.ID]
+	return in, ok && in.hash == i.ConfigHash
 }
 
 func (s *instances) drop(id string) {
@@ -115,10 +133,10 @@ func (c *Core) openSecrets(ctx context.Context, q store.Querier, issuerID string
 func (c *Core) issuerOf(ctx context.Context, id string) (store.Issuer, *instance, error) {
 	i, err := store.GetIssuer(ctx, c.deps.DB.Pool, id)
 	if errors.Is(err, store.ErrNotFound) {
-		return store.Issuer{}, nil, issuerNotFound(id)
+		return store.Issuer{ID: id}, nil, issuerNotFound(id)
 	}
 	if err != nil {
-		return store.Issuer{}, nil, err
+		return store.Issuer{ID: id}, nil, err
 	}
 	in, err := c.instances.get(ctx, i)
 	return i, in, err

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -15,6 +17,7 @@ import (
 	"github.com/certctl/certctl/pkg/connector/issuer"
 	"github.com/certctl/certctl/pkg/connector/issuer/local"
 	"github.com/certctl/certctl/pkg/errs"
+	"github.com/certctl/certctl/pkg/logx"
 	"github.com/certctl/certctl/pkg/mutation"
 	"github.com/certctl/certctl/pkg/page"
 	"github.com/certctl/certctl/pkg/revision"
@@ -44,9 +47,16 @@ type NewIssuer struct {
 	Enabled  bool
 }
 
-// CreateIssuer stores a new issuer. A local one without files gets its root and intermediate here: their keys are
-// sealed and stored in this transaction, before anything can be signed with them.
-func (c *Core) CreateIssuer(ctx context.Context, tx pgx.Tx, in NewIssuer) (store.Issuer, error) {
+// IssuerDraft is a new issuer that has been judged: its keys are made or its files were read.
+type IssuerDraft struct {
+	row    store.Issuer
+	sealed map[string][]byte
+}
+
+// DraftIssuer judges a new issuer and makes what it needs: a local one without files gets its root and intermediate here,
+// one with files is built once, so that wrong files are found while somebody is looking. It stores nothing, and runs
+// outside of any transaction, because a disk may be slow.
+func (c *Core) DraftIssuer(ctx context.Context, in NewIssuer) (IssuerDraft, error) {
 	var v errs.Violations
 	checkName(&v, in.Name)
 	t, ok := c.deps.Types.Lookup(in.Type)
@@ -54,33 +64,42 @@ func (c *Core) CreateIssuer(ctx context.Context, tx pgx.Tx, in NewIssuer) (store
 		v.Add("type", "%q is no type of issuer: there are %v", in.Type, c.deps.Types.Names())
 	}
 	if err := v.Err(); err != nil {
-		return store.Issuer{}, err
+		return IssuerDraft{}, err
 	}
 	id, err := chooseID(in.ID, "iss")
 	if err != nil {
-		return store.Issuer{}, err
+		return IssuerDraft{}, err
 	}
 	s, err := splitSettings(t, in.Settings, nil)
 	if err != nil {
-		return store.Issuer{}, err
+		return IssuerDraft{}, err
 	}
 	if err := c.generate(t, &s); err != nil {
-		return store.Issuer{}, err
+		return IssuerDraft{}, err
 	}
-	i := store.Issuer{ID: id, Name: in.Name, Type: in.Type, Enabled: in.Enabled, Config: s.public}
-	sealed := c.seal(id, s.secrets)
-	i.ConfigHash = configHash(t.Name, s.public, sealed)
-	if err := c.tryBuild(ctx, t, s); err != nil {
-		return store.Issuer{}, err
+	d := IssuerDraft{row: store.Issuer{ID: id, Name: in.Name, Type: in.Type, Enabled: in.Enabled, Config: s.public}, sealed: c.seal(id, s.secrets)}
+	d.row.ConfigHash = configHash(t.Name, s.public, d.sealed)
+	connector, err := c.tryBuild(ctx, t, s)
+	if err != nil {
+		return IssuerDraft{}, err
 	}
-	err = store.InsertIssuer(ctx, tx, i)
+	if connector != nil {
+		d.row.MaxValidity = capabilitiesOf(t, connector).MaxValidity
+	}
+	return d, nil
+}
+
+// CreateIssuer stores a drafted issuer with its sealed keys, before anything can be signed with them.
+func (c *Core) CreateIssuer(ctx context.Context, tx pgx.Tx, d IssuerDraft) (store.Issuer, error) {
+	id := d.row.ID
+	err := store.InsertIssuer(ctx, tx, d.row)
 	if errors.Is(err, store.ErrExists) {
 		return store.Issuer{}, errs.New(errs.AlreadyExists, "ISSUER_EXISTS", "the id %s is taken, perhaps by an issuer that was deleted and has issued certificates", id)
 	}
 	if err != nil {
 		return store.Issuer{}, err
 	}
-	if err := putSecrets(ctx, tx, id, sealed); err != nil {
+	if err := putSecrets(ctx, tx, id, d.sealed); err != nil {
 		return store.Issuer{}, err
 	}
 	return c.issuerChanged(ctx, tx, id, "issuer.created")
@@ -157,13 +176,22 @@ func configField(field string) string {
 	return "config." + field
 }
 
+// needsGenerating tells whether settings are those of a self-made local CA that has no keys yet.
+func needsGenerating(t issuer.Type, s split) bool {
+	if t.Name != local.TypeName || slices.Contains(s.names(), local.MaterialField) {
+		return false
+	}
+	settings, err := local.ParseSettings(s.public, s.names())
+	return err == nil && settings.SelfMade()
+}
+
 // generate makes the keys of a self-made local CA.
 func (c *Core) generate(t issuer.Type, s *split) error {
-	if t.Name != local.TypeName {
+	if !needsGenerating(t, *s) {
 		return nil
 	}
 	settings, err := local.ParseSettings(s.public, s.names())
-	if err != nil || !settings.SelfMade() {
+	if err != nil {
 		return err
 	}
 	m, err := local.Generate(settings.Subject(), c.now())
@@ -178,17 +206,52 @@ func (c *Core) generate(t issuer.Type, s *split) error {
 	return nil
 }
 
-// tryBuild builds a local CA once before it is stored, so that wrong files are found while somebody is looking. Other
-// connectors may call their CA when they are built: those are for TestIssuer.
-func (c *Core) tryBuild(ctx context.Context, t issuer.Type, s split) error {
+// tryBuild builds a local CA once before it is stored; nil when there is nothing to try. Other connectors may call their CA
+// when they are built: those are for TestIssuer.
+func (c *Core) tryBuild(ctx context.Context, t issuer.Type, s split) (issuer.Issuer, error) {
 	if t.Name != local.TypeName || len(s.kept) > 0 {
-		return nil
+		return nil, nil //nolint:nilnil // nothing to try is no error
 	}
-	_, err := t.New(ctx, issuer.Config{Settings: s.public, Secrets: s.secrets}, issuer.Deps{Now: c.deps.Now})
+	connector, err := t.New(ctx, issuer.Config{Settings: s.public, Secrets: s.secrets}, issuer.Deps{Now: c.deps.Now})
+	return connector, settingsError(err)
+}
+
+// settingsError shows what a connector says about its settings as an errs.Invalid on the setting.
+func settingsError(err error) error {
 	if p, ok := asPermanent(err); ok {
-		return errs.Field("config", "%s", p.Message).Wrap(err)
+		return errs.Field(configField(p.Field), "%s", p.Message).With("reason", p.Reason).Wrap(err)
 	}
 	return err
+}
+
+// checkSameCA makes sure that a connector whose CRL is signed here is still the CA that issued what the issuer has issued:
+// another one could neither revoke that nor list it in a CRL that anybody would believe.
+func checkSameCA(ctx context.Context, q store.Querier, issuerID string, connector issuer.Issuer) error {
+	_, signs := connector.(issuer.CRLSigner)
+	ca, ok := connector.(issuer.ChainProvider)
+	if !signs || !ok {
+		return nil
+	}
+	stored, err := store.AnyCertificate(ctx, q, issuerID)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	leaf, err := parseLeaf(stored)
+	if err != nil {
+		return err
+	}
+	chain, err := ca.Chain(ctx)
+	if err != nil {
+		return fmt.Errorf("read chain of CA: %w", err)
+	}
+	if len(chain) == 0 || !bytes.Equal(leaf.RawIssuer, chain[0].RawSubject) || leaf.CheckSignatureFrom(chain[0]) != nil {
+		return &issuer.PermanentError{Fault: issuer.FaultConfiguration, Reason: "CA_CHANGED", Field: "certificate_file",
+			Message: "this is another CA than the one that issued the certificates of this issuer: create a new issuer for it"}
+	}
+	return nil
 }
 
 func (c *Core) seal(issuerID string, secrets map[string]secretbox.Secret) map[string][]byte {
@@ -286,8 +349,18 @@ func (c *Core) changeSettings(ctx context.Context, tx pgx.Tx, i *store.Issuer, e
 	if err != nil {
 		return err
 	}
-	if err := c.tryBuild(ctx, t, s); err != nil {
+	if needsGenerating(t, s) {
+		return errs.Field("config.certificate_file", "is needed: a CA from files does not become a self-made one; create a new issuer")
+	}
+	connector, err := c.tryBuild(ctx, t, s)
+	if err != nil {
 		return err
+	}
+	if connector != nil {
+		if err := checkSameCA(ctx, tx, i.ID, connector); err != nil {
+			return settingsError(err)
+		}
+		i.MaxValidity = capabilitiesOf(t, connector).MaxValidity
 	}
 	if err := store.KeepSecrets(ctx, tx, i.ID, s.kept); err != nil {
 		return err
@@ -403,29 +476,31 @@ func (c *Core) ListIssuers(ctx context.Context, f store.IssuerFilter, total bool
 	return rows, &n, err
 }
 
-// Capabilities is what an issuer can do: what its connector says if it is built already, else what its type says.
+// Capabilities is what an issuer can do: what its connector says if it is built already, else what its type says. The
+// longest validity is the stored one, so that all replicas say the same.
 func (c *Core) Capabilities(i store.Issuer) issuer.Capabilities {
-	c.instances.mu.RLock()
-	in, ok := c.instances.byID[i.ID]
-	c.instances.mu.RUnlock()
-	if ok && in.hash == i.ConfigHash {
-		return in.caps
-	}
 	t, _ := c.deps.Types.Lookup(i.Type)
-	return t.Capabilities
+	caps := t.Capabilities
+	if in, ok := c.instances.current(i); ok {
+		caps = in.caps
+	}
+	caps.MaxValidity = i.MaxValidity
+	return caps
 }
 
-// TestIssuer builds the connector, asks the CA something that costs nothing, and stores how that went. A CA that does not
-// work is an answer, not an error.
+// TestIssuer builds the connector anew, as a restart would, asks the CA something that costs nothing, and stores how that
+// went. A CA that does not work is an answer, not an error. Files that were replaced since the last start are in use
+// afterwards.
 func (c *Core) TestIssuer(ctx context.Context, id string) (store.Issuer, error) {
 	i, err := c.GetIssuer(ctx, id)
 	if err != nil {
 		return store.Issuer{}, err
 	}
-	failure := c.probe(ctx, i)
-	i.Status, i.LastTestTime, i.LastError = IssuerOK, c.now(), ""
+	validity, failure := c.probe(ctx, i)
+	i.Status, i.LastTestTime, i.LastError, i.MaxValidity = IssuerOK, c.now(), "", validity
 	outcome := auditlog.Success
 	if failure != nil {
+		c.log.Warn("the test of an issuer failed", logx.ID(logx.KeyIssuer, id), logx.Error(failure))
 		i.Status, i.LastError = IssuerFailing, shown(failure)
 		outcome = auditlog.Failure
 	}
@@ -447,31 +522,46 @@ func (c *Core) TestIssuer(ctx context.Context, id string) (store.Issuer, error) 
 	return i, err
 }
 
-// probe asks the CA for its certificates or, failing that, for an order that cannot exist.
-func (c *Core) probe(ctx context.Context, i store.Issuer) error {
+// probe builds the connector from what is stored and what is on disk, and asks the CA for its certificates and for an order
+// that cannot exist. It gives the longest validity, which stays as it was when nothing could be built.
+func (c *Core) probe(ctx context.Context, i store.Issuer) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.CallTimeout)
 	defer cancel()
-	in, err := c.instances.get(ctx, i)
+	in, err := c.rebuild(ctx, i)
 	if err != nil {
-		return err
+		return i.MaxValidity, err
 	}
-	switch ca := in.Issuer.(type) {
-	case issuer.ChainProvider:
-		_, err = ca.Chain(ctx)
-	case issuer.Finder:
+	if ca, ok := in.Issuer.(issuer.ChainProvider); ok {
+		if _, err := ca.Chain(ctx); err != nil {
+			return in.caps.MaxValidity, err
+		}
+	}
+	if ca, ok := in.Issuer.(issuer.Finder); ok {
 		_, _, err = ca.FindOrder(ctx, issuer.FindRequest{OrderID: "ord-connection-test", Since: c.now()})
 	}
-	return err
+	return in.caps.MaxValidity, err
+}
+
+// rebuild builds the connector of an issuer anew and, if it works and is the same CA, puts it in the place of the old one.
+func (c *Core) rebuild(ctx context.Context, i store.Issuer) (*instance, error) {
+	in, err := c.build(ctx, i)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkSameCA(ctx, c.deps.DB.Pool, i.ID, in.Issuer); err != nil {
+		return nil, err
+	}
+	c.instances.put(i.ID, in)
+	return in, nil
 }
 
 // shown is what of a connector's error may be seen: the sentences that connectors make for people, no causes.
 func shown(err error) string {
 	if p, ok := asPermanent(err); ok {
-		return p.Message
+		return clip(p.Message)
 	}
-	var r *issuer.RetryError
-	if errors.As(err, &r) {
-		return r.Message
+	if r, ok := errors.AsType[*issuer.RetryError](err); ok {
+		return clip(r.Message)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return "the CA did not answer in time"

@@ -2,9 +2,12 @@ package core
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -21,8 +24,12 @@ func (w *world) deleteIssuer(id string) error {
 }
 
 func (w *world) tryIssuer(in NewIssuer) error {
+	draft, err := w.DraftIssuer(w.ctx(), in)
+	if err != nil {
+		return err
+	}
 	return w.tx(func(ctx context.Context, tx pgx.Tx) error {
-		_, err := w.CreateIssuer(ctx, tx, in)
+		_, err := w.CreateIssuer(ctx, tx, draft)
 		return err
 	})
 }
@@ -146,7 +153,7 @@ func TestIssuersThatCannotWorkAreRefused(t *testing.T) {
 		"unknown field": {NewIssuer{Name: "x", Type: "local", Settings: Settings{"colour": "red"}}, "config"},
 		"bad URL":       {NewIssuer{Name: "x", Type: "local", Settings: Settings{"crl_urls": []any{"nope"}}}, "config.crl_urls[0]"},
 		"own material":  {NewIssuer{Name: "x", Type: "local", Settings: Settings{"material": "mine"}}, "config.material"},
-		"no files":      {NewIssuer{Name: "x", Type: "local", Settings: Settings{"certificate_file": "/nope", "key_file": "/nope"}}, "config"},
+		"no files":      {NewIssuer{Name: "x", Type: "local", Settings: Settings{"certificate_file": "/nope", "key_file": "/nope"}}, "config.certificate_file"},
 	} {
 		err := w.tryIssuer(c.in)
 		require.Equal(t, errs.Invalid, errs.KindOf(err), "%s: %v", name, err)
@@ -156,21 +163,152 @@ func TestIssuersThatCannotWorkAreRefused(t *testing.T) {
 	require.Equal(t, errs.AlreadyExists, errs.KindOf(err))
 }
 
+// caFiles is a subordinate CA on disk.
+type caFiles struct {
+	t   *testing.T
+	dir string
+	m   local.Material
+}
+
+func newCAFiles(t *testing.T) caFiles {
+	t.Helper()
+	m, err := local.Generate(local.Subject{CommonName: "Corporate"}, time.Now())
+	require.NoError(t, err)
+	f := caFiles{t: t, dir: t.TempDir()}
+	f.write(m)
+	f.m = m
+	return f
+}
+
+func (f caFiles) path(name string) string { return filepath.Join(f.dir, name) }
+
+func (f caFiles) write(m local.Material) {
+	f.t.Helper()
+	require.NoError(f.t, os.WriteFile(f.path("ca.pem"), slices.Concat(m.IntermediatePEM, m.RootPEM), 0o600))
+	require.NoError(f.t, os.WriteFile(f.path("ca.key"), []byte(m.IntermediateKey.Reveal()), 0o600))
+}
+
+func (f caFiles) settings() Settings {
+	return Settings{"certificate_file": f.path("ca.pem"), "key_file": f.path("ca.key")}
+}
+
+func (f caFiles) renew() {
+	f.t.Helper()
+	renewed, err := local.RenewIntermediate(f.m, time.Now())
+	require.NoError(f.t, err)
+	f.write(renewed)
+}
+
+func (w *world) corporate() caFiles {
+	w.t.Helper()
+	f := newCAFiles(w.t)
+	w.createIssuer(NewIssuer{ID: "iss-corporate", Name: "Corporate", Type: "local", Enabled: true, Settings: f.settings()})
+	return f
+}
+
 func TestASubordinateCAComesFromFiles(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	m, err := local.Generate(local.Subject{CommonName: "Corporate"}, time.Now())
-	require.NoError(t, err)
-	dir := t.TempDir()
-	path := func(name string) string { return filepath.Join(dir, name) }
-	require.NoError(t, os.WriteFile(path("ca.pem"), append(m.IntermediatePEM, m.RootPEM...), 0o600))
-	require.NoError(t, os.WriteFile(path("ca.key"), []byte(m.IntermediateKey.Reveal()), 0o600))
-	w.createIssuer(NewIssuer{ID: "iss-corporate", Name: "Corporate", Type: "local", Enabled: true,
-		Settings: Settings{"certificate_file": path("ca.pem"), "key_file": path("ca.key")}})
+	w.corporate()
 
 	_, o := w.issue("iss-corporate")
 
 	require.Equal(t, "Corporate", w.leaf(o.ID).Issuer.CommonName)
+}
+
+func TestATestOfAnIssuerLooksAtItsFilesAnew(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	f := w.corporate()
+	w.issue("iss-corporate")
+	tested := func() store.Issuer {
+		i, err := w.TestIssuer(w.ctx(), "iss-corporate")
+		require.NoError(t, err)
+		return i
+	}
+	require.Equal(t, IssuerOK, tested().Status)
+
+	require.NoError(t, os.Chmod(f.path("ca.key"), 0o644))
+	require.Equal(t, IssuerFailing, tested().Status)
+	require.Contains(t, tested().LastError, "chmod 600")
+	require.NoError(t, os.Chmod(f.path("ca.key"), 0o600))
+
+	newCAFiles(t).copyTo(f)
+	require.Equal(t, IssuerFailing, tested().Status)
+	require.Contains(t, tested().LastError, "another CA")
+	_, o := w.issue("iss-corporate")
+	require.NoError(t, w.leaf(o.ID).CheckSignatureFrom(parsePEM(t, f.m.IntermediatePEM)), "what works stays in use")
+
+	f.renew()
+	require.Equal(t, IssuerOK, tested().Status)
+	chain, err := w.CACertificates(w.ctx(), "iss-corporate")
+	require.NoError(t, err)
+	onDisk, err := os.ReadFile(f.path("ca.pem"))
+	require.NoError(t, err)
+	require.Equal(t, string(onDisk), string(chain), "what was renewed on disk is in use")
+}
+
+func (f caFiles) copyTo(other caFiles) {
+	f.t.Helper()
+	other.write(f.m)
+}
+
+func parsePEM(t *testing.T, text []byte) *x509.Certificate {
+	t.Helper()
+	block, _ := pem.Decode(text)
+	require.NotNil(t, block)
+	c, err := x509.ParseCertificate(block.Bytes)
+	require.NoError(t, err)
+	return c
+}
+
+func TestAnIssuerThatHasIssuedDoesNotBecomeAnotherCA(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.corporate()
+	other, third := newCAFiles(t).settings(), newCAFiles(t).settings()
+	try := func(s Settings) error {
+		return w.tx(func(ctx context.Context, tx pgx.Tx) error {
+			_, err := w.UpdateIssuer(ctx, tx, "iss-corporate", 0, IssuerEdit{Settings: &s})
+			return err
+		})
+	}
+	require.NoError(t, try(other), "it has not issued yet")
+	w.issue("iss-corporate")
+
+	for name, s := range map[string]Settings{"other files": third, "self-made": {}} {
+		err := try(s)
+		require.Equal(t, errs.Invalid, errs.KindOf(err), name)
+		require.Equal(t, "config.certificate_file", errs.From(err).Violations()[0].Field, name)
+	}
+	require.NoError(t, try(other))
+}
+
+func TestATestOfOtherSettingsCountsNoMore(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	_, err := w.TestIssuer(w.ctx(), DefaultIssuerID)
+	require.NoError(t, err)
+	name := "Renamed"
+	require.Equal(t, IssuerOK, w.updateIssuer(DefaultIssuerID, IssuerEdit{Name: &name}).Status)
+
+	i := w.updateIssuer(DefaultIssuerID, IssuerEdit{Merge: Settings{"crl_urls": []any{"http://crl.example.com/local.crl"}}})
+
+	require.Equal(t, IssuerUntested, i.Status)
+	require.True(t, i.LastTestTime.IsZero())
+}
+
+func TestTheLongestValidityIsTheSameWhoeverIsAsked(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	text, err := w.CACertificates(w.ctx(), DefaultIssuerID)
+	require.NoError(t, err)
+	ca := parsePEM(t, text)
+	for _, c := range []*Core{w.Core, w.replica()} {
+		i, err := c.GetIssuer(w.ctx(), DefaultIssuerID)
+		require.NoError(t, err)
+		require.Equal(t, ca.NotAfter.Sub(ca.NotBefore), c.Capabilities(i).MaxValidity)
+	}
 }
 
 func TestAnIssuerInUseIsNotDeleted(t *testing.T) {

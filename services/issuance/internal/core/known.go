@@ -59,6 +59,10 @@ func (k *known) forget(issuerID, profileID string) {
 // errs.Invalid on its field.
 func (c *Core) rulesFor(ctx context.Context, issuerID, profileID string) (rules, error) {
 	if r, ok := c.known.get(issuerID, profileID); ok {
+		var err error
+		if r.instance, err = c.instances.get(ctx, r.issuer); err != nil {
+			return rules{}, instanceError(r.issuer, err)
+		}
 		return r, nil
 	}
 	var v errs.Violations
@@ -78,7 +82,7 @@ func (c *Core) rulesFor(ctx context.Context, issuerID, profileID string) (rules,
 		return rules{}, instanceError(i, err)
 	}
 	r := rules{issuer: i, instance: in, profile: p, patterns: patterns}
-	c.known.put(r)
+	c.known.put(rules{issuer: i, profile: p, patterns: patterns})
 	return r, nil
 }
 

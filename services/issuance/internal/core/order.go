@@ -3,6 +3,7 @@ package core
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/google/uuid"
@@ -91,7 +92,7 @@ func (c *Core) eventsOf(ctx context.Context, o store.Order, t transition) []outb
 func tellScheduler(o store.Order) []outbox.Event { return []outbox.Event{orderChanged(o)} }
 
 func problem(o *store.Order, reason, message string) {
-	o.ErrorReason, o.ErrorMessage = reason, clip(message)
+	o.ErrorReason, o.ErrorMessage = clip(reason), clip(message)
 }
 
 // pend moves an order to PENDING: the CA answers later, asyncpoller watches. The reconciler looks again some time after
@@ -99,7 +100,7 @@ func problem(o *store.Order, reason, message string) {
 func (c *Core) pend(ctx context.Context, o store.Order, fence uuid.NullUUID, retryAfter time.Duration) (store.Order, error) {
 	wait, err := c.pollMaxWait(ctx, o.IssuerID)
 	if err != nil {
-		return store.Order{}, err
+		return store.Order{}, fmt.Errorf("%w: %w", errNotStored, err)
 	}
 	first := c.now().Add(max(retryAfter, firstPoll))
 	return c.move(ctx, o, transition{to: Pending, fence: fence,

@@ -5,7 +5,9 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -55,7 +57,49 @@ func (c *Core) submitAgain(ctx context.Context, o store.Order, fence uuid.NullUU
 	if err != nil {
 		return err // the lease's backoff tries again
 	}
+	return c.submitIfAllowed(ctx, o, in, fence)
+}
+
+// submitIfAllowed calls the CA for an order that it does not have, if the rules still allow it: an issuer that was disabled
+// and a profile that was narrowed since the intent was stored hold for what waits, too. An order of a chosen serial number
+// may be at the CA in this moment, in the hands of whoever had the lease (orderLease): that one is not given up.
+func (c *Core) submitIfAllowed(ctx context.Context, o store.Order, in *instance, fence uuid.NullUUID) error {
+	if o.Status == Submitting && o.SerialNumber != "" {
+		return c.resubmit(ctx, o, in, fence)
+	}
+	err := c.stillAllowed(ctx, o)
+	if errs.IsKind(err, errs.Invalid) {
+		_, err = c.end(ctx, o, fence, Failed, reasonNotAllowed, "the rules have changed since the order was placed: "+errs.From(err).Message())
+		return err
+	}
+	if err != nil {
+		return err
+	}
 	return c.resubmit(ctx, o, in, fence)
+}
+
+// stillAllowed holds an order against issuer and profile as they are now.
+func (c *Core) stillAllowed(ctx context.Context, o store.Order) error {
+	c.known.forget(o.IssuerID, o.ProfileID)
+	ru, err := c.rulesFor(ctx, o.IssuerID, o.ProfileID)
+	if err != nil {
+		return err
+	}
+	var v errs.Violations
+	if o.Lifetime > ru.profile.MaxValidity {
+		v.Add("max_validity", "profile %s allows %s now", ru.profile.ID, ru.profile.MaxValidity)
+	}
+	for _, usage := range o.ExtendedKeyUsages {
+		if !slices.Contains(ru.profile.ExtendedKeyUsages, usage) {
+			v.Add("extended_key_usages", "profile %s does not have %s any more", ru.profile.ID, usage)
+		}
+	}
+	if err := v.Err(); err != nil {
+		return err
+	}
+	csr := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: o.CSR})
+	_, _, err = ru.judge(CSRRequest{CSR: csr, Request: Request{IssuerID: o.IssuerID, ProfileID: o.ProfileID, Names: o.Names}})
+	return err
 }
 
 // resubmit calls the CA again for the same order. It keeps the lease that it runs under.
@@ -120,7 +164,7 @@ func (c *Core) find(ctx context.Context, o store.Order, f issuer.Finder, in *ins
 		_, err := c.settle(ctx, o, answer{submission: found, instance: in, fence: fence})
 		return err
 	default:
-		return c.resubmit(ctx, o, in, fence)
+		return c.submitIfAllowed(ctx, o, in, fence)
 	}
 }
 

@@ -52,8 +52,13 @@ func (r RevokeRequest) check() error {
 	return v.Err()
 }
 
+// tellFirst is how long a stored revocation is left to the call that brought it, or that is on its way beside the event.
+// After that RetryRevocation has it.
+const tellFirst = 10 * time.Second
+
 // Revoke stores revocations and tells the CAs at once. The revocation holds from here on: CRLs list it whether the CA has
-// been told or not, and what could not be told now is told by RetryRevocation. done is true when every CA knows.
+// been told or not, and what could not be told before ctx ends is told by RetryRevocation. done is true when every CA
+// knows. A CA whose CRL is made here knows as soon as the revocation is stored: the next question for its CRL has it.
 func (c *Core) Revoke(ctx context.Context, r RevokeRequest) (done bool, err error) {
 	if err := r.check(); err != nil {
 		return false, err
@@ -98,13 +103,13 @@ func (c *Core) storeRevocation(ctx context.Context, tx pgx.Tx, certificate store
 	}
 	row := store.Revocation{
 		ID: id, IssuerID: certificate.IssuerID, SerialNumber: certificate.SerialNumber, CertificateID: certificate.CertificateID,
-		Reason: r.Reason, RevocationTime: r.RevocationTime, NotAfter: certificate.NotAfter, Status: RevocationPending, DueTime: c.now(),
+		Reason: r.Reason, RevocationTime: r.RevocationTime, NotAfter: certificate.NotAfter, Status: RevocationPending, DueTime: c.now().Add(tellFirst),
 	}
 	caps := c.Capabilities(i)
 	switch {
-	case caps.Revocation:
 	case caps.CRL:
 		row.Status, row.DueTime = RevocationDone, time.Time{}
+	case caps.Revocation:
 	default:
 		row.Status, row.DueTime, row.LastError = RevocationUnsupported, time.Time{}, "this CA has no revocation that certctl could use"
 	}
@@ -137,8 +142,11 @@ func revocationDone(r store.Revocation) outbox.Event {
 	}
 }
 
-// tell tells the CAs of a certificate's revocations and answers whether all that was asked for is known to them.
+// tell tells the CAs of a certificate's revocations, as far as one call's time goes, and answers whether all that was asked
+// for is known to them.
 func (c *Core) tell(ctx context.Context, r RevokeRequest) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.CallTimeout)
+	defer cancel()
 	rows, err := store.GetRevocations(ctx, c.deps.DB.Pool, r.CertificateID)
 	if err != nil {
 		return false, err
@@ -153,6 +161,9 @@ func (c *Core) tell(ctx context.Context, r RevokeRequest) (bool, error) {
 			continue
 		}
 		delete(wanted, row.SerialNumber)
+		if ctx.Err() != nil {
+			return false, nil
+		}
 		known, err := c.tellNow(ctx, row)
 		if err != nil {
 			c.log.Warn("a CA could not be told of a revocation; it is told later", revocationFields(row, err)...)
@@ -171,7 +182,7 @@ func (c *Core) tellNow(ctx context.Context, row store.Revocation) (bool, error) 
 	if err != nil || !mine {
 		return false, err
 	}
-	return c.revokeAtCA(context.WithoutCancel(ctx), row, lease.Lease{ID: row.ID, LeaseID: l, Attempts: 1})
+	return c.revokeAtCA(ctx, row, lease.Lease{ID: row.ID, LeaseID: l, Attempts: 1})
 }
 
 // RetryRevocation works on one revocation that is due: it is the lease handler of the revocations.
@@ -186,10 +197,11 @@ func (c *Core) RetryRevocation(ctx context.Context, l lease.Lease) error {
 
 func revocationBackoff() lease.Backoff { return lease.Backoff{Base: 10 * time.Second, Cap: time.Hour} }
 
-// revokeAtCA calls the CA under the row's lease and stores what it said. A CA that is away is asked for ever: a revocation
-// is never given up for that.
+// revokeAtCA calls the CA under the row's lease and stores what it said, also when ctx ends before that. A CA that is away
+// is asked for ever: a revocation is never given up for that.
 func (c *Core) revokeAtCA(ctx context.Context, row store.Revocation, l lease.Lease) (done bool, err error) {
 	callErr := c.callRevoke(ctx, row)
+	ctx = context.WithoutCancel(ctx)
 	p, permanent := asPermanent(callErr)
 	switch {
 	case callErr == nil:
@@ -197,7 +209,7 @@ func (c *Core) revokeAtCA(ctx context.Context, row store.Revocation, l lease.Lea
 		return true, c.endRevocation(ctx, row, l, "revocation.done", auditlog.Success, revocationDone(row))
 	case permanent && p.Fault == issuer.FaultRequest:
 		c.log.Warn("a CA refused a revocation", revocationFields(row, callErr)...)
-		row.Status, row.LastError = RevocationFailed, p.Message
+		row.Status, row.LastError = RevocationFailed, clip(p.Message)
 		return false, c.endRevocation(ctx, row, l, "revocation.failed", auditlog.Failure)
 	default:
 		c.log.Warn("a CA could not be told of a revocation", revocationFields(row, callErr)...)
@@ -246,13 +258,9 @@ func (c *Core) revokeRequest(ctx context.Context, row store.Revocation) (issuer.
 	if err != nil {
 		return issuer.RevokeRequest{}, err
 	}
-	block, _ := pem.Decode([]byte(certificate.CertificatePEM))
-	if block == nil {
-		return issuer.RevokeRequest{}, errors.New("the stored certificate is no PEM")
-	}
-	leaf, err := x509.ParseCertificate(block.Bytes)
+	leaf, err := parseLeaf(certificate)
 	if err != nil {
-		return issuer.RevokeRequest{}, fmt.Errorf("read stored certificate: %w", err)
+		return issuer.RevokeRequest{}, err
 	}
 	o, err := store.GetOrder(ctx, c.deps.DB.Pool, certificate.OrderID)
 	if err != nil {
@@ -260,6 +268,18 @@ func (c *Core) revokeRequest(ctx context.Context, row store.Revocation) (issuer.
 	}
 	ref, err := decodeReference(referenceText(o.CAReference))
 	return issuer.RevokeRequest{Ref: ref, Certificate: leaf, Reason: issuer.Reason(uint8(row.Reason)), RevokedAt: row.RevocationTime}, err
+}
+
+func parseLeaf(c store.Certificate) (*x509.Certificate, error) {
+	block, _ := pem.Decode([]byte(c.CertificatePEM))
+	if block == nil {
+		return nil, errors.New("the stored certificate is no PEM")
+	}
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("read stored certificate: %w", err)
+	}
+	return leaf, nil
 }
 
 func revocationFields(r store.Revocation, err error) []zap.Field {

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"os"
@@ -11,9 +12,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/certctl/certctl/pkg/connector/issuer"
+	"github.com/certctl/certctl/pkg/connector/issuer/local"
+	"github.com/certctl/certctl/pkg/connector/issuertest"
 	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/services/issuance/internal/store"
 )
@@ -235,4 +239,137 @@ func TestACAThatPublishesItselfHasNoCRLHere(t *testing.T) {
 	pem, err := w.CACertificates(w.ctx(), fakeIssuer)
 	require.NoError(t, err)
 	require.Contains(t, string(pem), "BEGIN CERTIFICATE")
+}
+
+func TestALocalRevocationIsDoneAtOnceAlsoWhenItsEventWasFaster(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r, o := w.issue(DefaultIssuerID)
+	revocation := RevokeRequest{CertificateID: r.CertificateID, SerialNumbers: []string{o.SerialNumber}, Reason: keyCompromise}
+	require.NoError(t, w.tx(func(ctx context.Context, tx pgx.Tx) error { return w.StoreRevocations(ctx, tx, revocation) }))
+	// A loop has taken all that it can get.
+	_, err := w.deps.DB.Pool.Exec(w.ctx(), `UPDATE revocations SET lease_id = gen_random_uuid(), lease_until = now() + interval '1 hour' WHERE due_time IS NOT NULL`)
+	require.NoError(t, err)
+
+	done, err := w.Revoke(w.ctx(), revocation)
+
+	require.NoError(t, err)
+	require.True(t, done)
+	require.Len(t, w.events("revocation.done", r.CertificateID), 1)
+	require.Len(t, w.crl(DefaultIssuerID).RevokedCertificateEntries, 1)
+}
+
+func TestNoLoopTakesARevocationFromTheCallThatIsOnItsWay(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r, _ := w.issue(fakeIssuer)
+	revocation := RevokeRequest{CertificateID: r.CertificateID, Reason: keyCompromise}
+	require.NoError(t, w.tx(func(ctx context.Context, tx pgx.Tx) error { return w.StoreRevocations(ctx, tx, revocation) }))
+	table, err := store.RevocationLeases()
+	require.NoError(t, err)
+	leases, err := table.Claim(w.ctx(), w.deps.DB.Pool, 100, time.Minute)
+	require.NoError(t, err)
+	require.Empty(t, leases)
+
+	done, err := w.Revoke(w.ctx(), revocation)
+
+	require.NoError(t, err)
+	require.True(t, done)
+}
+
+// hanging is a CA that never answers a revocation.
+type hanging struct{ *issuertest.Fake }
+
+func (hanging) Revoke(ctx context.Context, _ issuer.RevokeRequest) error {
+	<-ctx.Done()
+	return issuer.RetryAfter(0, ctx.Err())
+}
+
+func TestACAThatHangsHoldsACallUpNoLongerThanTheCallersTime(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	typ := w.fake.Type()
+	typ.Name = "hanging"
+	typ.New = func(context.Context, issuer.Config, issuer.Deps) (issuer.Issuer, error) { return hanging{w.fake}, nil }
+	w.types = append(w.types, typ)
+	w.Core = w.replica()
+	w.createIssuer(NewIssuer{ID: "iss-hanging", Name: "Hanging", Type: "hanging", Enabled: true})
+	first, _ := w.issue("iss-hanging")
+	for range 2 {
+		more := request(t, "iss-hanging")
+		more.CertificateID = first.CertificateID
+		_, err := w.Submit(w.ctx(), more)
+		require.NoError(t, err)
+	}
+	ctx, cancel := context.WithTimeout(w.ctx(), 500*time.Millisecond)
+	defer cancel()
+	begin := time.Now()
+
+	done, err := w.Revoke(ctx, RevokeRequest{CertificateID: first.CertificateID, Reason: keyCompromise})
+
+	require.NoError(t, err)
+	require.False(t, done)
+	require.Less(t, time.Since(begin), 4*time.Second, "less than one call to a CA takes at most")
+	var free int
+	require.NoError(t, w.deps.DB.Pool.QueryRow(w.ctx(), `SELECT count(*) FROM revocations WHERE status = 'PENDING' AND lease_id IS NULL`).Scan(&free))
+	require.Equal(t, 3, free, "all wait for the loop")
+}
+
+// gated is a local CA whose CRLs wait at a gate.
+type gated struct {
+	*local.Issuer
+
+	entered chan struct{}
+	open    chan struct{}
+}
+
+func (g gated) SignCRL(ctx context.Context, r issuer.CRLRequest) ([]byte, error) {
+	select {
+	case g.entered <- struct{}{}:
+	default:
+	}
+	<-g.open
+	return g.Issuer.SignCRL(ctx, r)
+}
+
+func TestACRLThatWasBegunBeforeARevocationIsNotTheAnswerAfterIt(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	entered, open := make(chan struct{}, 1), make(chan struct{})
+	typ := local.Type()
+	typ.New = func(ctx context.Context, c issuer.Config, d issuer.Deps) (issuer.Issuer, error) {
+		i, err := local.Type().New(ctx, c, d)
+		if err != nil {
+			return nil, err
+		}
+		return gated{i.(*local.Issuer), entered, open}, nil
+	}
+	w.types = issuer.Types{typ, w.fake.Type()}
+	w.Core = w.replica()
+	r, o := w.issue(DefaultIssuerID)
+	statements := w.countStatements()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		_, err := w.CRL(w.ctx(), DefaultIssuerID)
+		require.NoError(t, err)
+	})
+	<-entered
+	_, err := w.Revoke(w.ctx(), RevokeRequest{CertificateID: r.CertificateID, Reason: keyCompromise})
+	require.NoError(t, err)
+
+	const askers = 20
+	before := len(statements())
+	for range askers {
+		wg.Go(func() {
+			list, err := w.CRL(w.ctx(), DefaultIssuerID)
+			require.NoError(t, err)
+			parsed, err := x509.ParseRevocationList(list.DER)
+			require.NoError(t, err)
+			require.Len(t, parsed.RevokedCertificateEntries, 1)
+			require.Equal(t, o.SerialNumber, issuer.FormatSerial(parsed.RevokedCertificateEntries[0].SerialNumber))
+		})
+	}
+	require.Eventually(t, func() bool { return len(statements()) >= before+askers }, 10*time.Second, time.Millisecond)
+	close(open)
+	wg.Wait()
 }

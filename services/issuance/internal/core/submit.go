@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -17,6 +18,7 @@ import (
 	"github.com/certctl/certctl/pkg/connector/certcheck"
 	"github.com/certctl/certctl/pkg/connector/issuer"
 	"github.com/certctl/certctl/pkg/errs"
+	"github.com/certctl/certctl/pkg/lease"
 	"github.com/certctl/certctl/services/issuance/internal/store"
 )
 
@@ -136,11 +138,14 @@ func (c *Core) prepare(ctx context.Context, r SubmitRequest) (store.Order, rules
 
 func (c *Core) storeIntent(ctx context.Context, o store.Order, ru rules, l uuid.UUID) (stored bool, err error) {
 	err = c.deps.DB.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		if stored, err = store.InsertOrder(ctx, tx, o, ru.guard(), l, c.cfg.leaseFor()); err != nil || !stored {
+		if stored, err = store.InsertOrder(ctx, tx, o, ru.guard(), l, c.cfg.orderLease(ru.instance)); err != nil || !stored {
 			return err
 		}
 		return emit(ctx, tx, auditOrder(ctx, o, "order.submitted", nil))
 	})
+	if errors.Is(err, store.ErrIssuerGone) {
+		return false, nil
+	}
 	return stored, err
 }
 
@@ -161,7 +166,33 @@ func (c *Core) call(ctx context.Context, o store.Order, csr *x509.CertificateReq
 	if err := c.checkpoint(pointCalled); err != nil {
 		return store.Order{}, err
 	}
-	return c.settle(ctx, o, answer{submission: s, err: callErr, instance: in, fence: fence})
+	return c.settleSurely(ctx, o, answer{submission: s, err: callErr, instance: in, fence: fence})
+}
+
+// errNotStored marks that the answer of a CA is known and the database did not take it.
+var errNotStored = errors.New("store answer of the CA")
+
+// settleSurely is settle, repeated while the database does not take the answer: what is in memory now may be the only
+// trace of a certificate. Of a CA that offers no way to look an order up, nothing else could bring it back. Repeating is
+// harmless, as each try is a compare-and-set under the lease: where the lease is short, because the order may be submitted
+// again meanwhile, who comes second finds what the first stored.
+func (c *Core) settleSurely(ctx context.Context, o store.Order, a answer) (store.Order, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.CallTimeout)
+	defer cancel()
+	backoff := lease.Backoff{Base: 100 * time.Millisecond, Cap: 2 * time.Second}
+	for attempt := 1; ; attempt++ {
+		settled, err := c.settle(ctx, o, a)
+		if !errors.Is(err, errNotStored) {
+			return settled, err
+		}
+		c.log.Warn("the answer of the CA could not be stored; it is tried again", orderFields(o, err)...)
+		wait, _ := backoff.Next(attempt)
+		select {
+		case <-ctx.Done():
+			return settled, err
+		case <-time.After(wait):
+		}
+	}
 }
 
 func submitRequest(o store.Order, csr *x509.CertificateRequest) (issuer.SubmitRequest, error) {
@@ -196,6 +227,7 @@ const (
 	reasonNoLookup    = "ORDER_OUTCOME_UNKNOWN"
 	reasonMismatch    = "CERTIFICATE_MISMATCH"
 	reasonRejected    = "CA_REJECTED"
+	reasonNotAllowed  = "NOT_ALLOWED_ANY_MORE"
 	reasonDuplicate   = "CERTIFICATE_DUPLICATE"
 )
 
@@ -246,7 +278,11 @@ func encodeReference(r issuer.Ref) json.RawMessage {
 	if len(r) == 0 {
 		return nil
 	}
-	b, err := json.Marshal(r)
+	clean := make(issuer.Ref, len(r))
+	for name, value := range r {
+		clean[strings.ReplaceAll(name, "\x00", "\uFFFD")] = strings.ReplaceAll(value, "\x00", "\uFFFD")
+	}
+	b, err := json.Marshal(clean)
 	if err != nil {
 		return nil // a map of strings always encodes
 	}
@@ -299,7 +335,7 @@ func recordOf(o store.Order, chain certcheck.Chain) store.Certificate {
 // moved answers with the order after a compare-and-set: as it was written or, when somebody else was first, as it is.
 func (c *Core) moved(ctx context.Context, o store.Order, moved bool, err error) (store.Order, error) {
 	if err != nil {
-		return store.Order{}, fmt.Errorf("store answer of the CA: %w", err)
+		return store.Order{}, fmt.Errorf("%w: %w", errNotStored, err)
 	}
 	if !moved {
 		return store.GetOrder(ctx, c.deps.DB.Pool, o.ID)
@@ -371,11 +407,14 @@ func extKeyUsages(names []string) []x509.ExtKeyUsage {
 	return out
 }
 
-// clip bounds what a foreign text may take up.
+// clip makes a foreign text fit to be stored: valid UTF-8 without NUL, which Postgres takes neither in text nor in jsonb,
+// and not longer than a screen.
 func clip(s string) string {
 	const most = 1000
+	s = strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
 	if len(s) <= most {
 		return s
 	}
-	return s[:most] + "…"
+	// What is cut in the middle of a character is dropped.
+	return strings.ToValidUTF8(s[:most], "") + "…"
 }

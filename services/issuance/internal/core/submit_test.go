@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 	"github.com/zmap/zlint/v3"
 	"github.com/zmap/zlint/v3/lint"
@@ -23,6 +24,7 @@ import (
 	"github.com/certctl/certctl/pkg/connector/issuer"
 	"github.com/certctl/certctl/pkg/connector/issuertest"
 	"github.com/certctl/certctl/pkg/errs"
+	"github.com/certctl/certctl/pkg/revision"
 	issuancev1 "github.com/certctl/certctl/proto/gen/go/certctl/issuance/v1"
 )
 
@@ -477,4 +479,105 @@ func TestTheLeafIsWithinTheLifeOfItsCA(t *testing.T) {
 	ca, err := x509.ParseCertificate(block.Bytes)
 	require.NoError(t, err)
 	require.False(t, w.leaf(r.OrderID).NotAfter.After(ca.NotAfter))
+}
+
+func TestWhatACASaysIsStoredWhateverBytesItHas(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for name, text := range map[string]string{
+		"a character across the limit": strings.Repeat("a", 999) + strings.Repeat("é", 20),
+		"NUL":                          "no\x00thing",
+		"no UTF-8":                     "caf\xe9",
+	} {
+		r := request(t, fakeIssuer)
+		w.fake.PlanOrder(r.OrderID, issuertest.Plan{SubmitErrors: []error{issuer.Permanent("CA_SAYS_NO", "%s", text)}})
+		o, err := w.Submit(w.ctx(), r)
+		require.NoError(t, err, name)
+		require.Equal(t, Rejected, o.Status, name)
+		require.LessOrEqual(t, len(w.order(r.OrderID).ErrorMessage), 1003, name)
+	}
+}
+
+func TestAnOrderThatWaitsIsHeldAgainstTheRulesAsTheyAre(t *testing.T) {
+	t.Parallel()
+	off := false
+	for name, change := range map[string]func(w *world){
+		"issuer disabled": func(w *world) { w.updateIssuer(fakeIssuer, IssuerEdit{Enabled: &off}) },
+		"names narrowed": func(w *world) {
+			w.updateProfile(openProfile, func(p *profileEdit) { p.AllowedSANPatterns = []string{"*.corp.example"} })
+		},
+		"lifetime shortened": func(w *world) {
+			w.updateProfile(openProfile, func(p *profileEdit) { p.MaxValidity = 20 * time.Minute })
+		},
+		"key forbidden": func(w *world) {
+			w.updateProfile(openProfile, func(p *profileEdit) { p.AllowedKeyAlgorithms = []string{"RSA_4096"} })
+		},
+		"usage taken away": func(w *world) {
+			w.updateProfile(openProfile, func(p *profileEdit) { p.ExtendedKeyUsages = []string{"CLIENT_AUTH"} })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			r := request(t, fakeIssuer)
+			w.fake.SetDown(issuer.RetryAfter(0, errors.New("maintenance")))
+			o, err := w.Submit(w.ctx(), r)
+			require.NoError(t, err)
+			require.Equal(t, Created, o.Status)
+			w.fake.SetDown(nil)
+			change(w)
+
+			w.reconcile(w.Core)
+
+			o = w.order(r.OrderID)
+			require.Equal(t, Failed, o.Status)
+			require.Equal(t, "NOT_ALLOWED_ANY_MORE", o.ErrorReason)
+			bought, err := w.fake.Bought(r.OrderID)
+			require.NoError(t, err)
+			require.Zero(t, bought)
+		})
+	}
+}
+
+func TestANewOrderRaisesTheRevisionBeforeTheCAHasAnswered(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	before, err := revision.Get(w.ctx(), w.deps.DB.Pool, collectionOrders)
+	require.NoError(t, err)
+	w.checkpoint = func(at string) error {
+		if at == pointIntent {
+			return errKilled
+		}
+		return nil
+	}
+	_, err = w.Submit(w.ctx(), request(t, fakeIssuer))
+	require.ErrorIs(t, err, errKilled)
+	after, err := revision.Get(w.ctx(), w.deps.DB.Pool, collectionOrders)
+	require.NoError(t, err)
+	require.Equal(t, before+1, after, "the list has one order more")
+}
+
+func TestACertificateSurvivesADatabaseThatDoesNotTakeItAtFirst(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.createIssuer(NewIssuer{ID: "iss-blind", Name: "Blind", Type: "blind", Enabled: true})
+	var role string
+	require.NoError(t, w.deps.DB.Pool.QueryRow(w.ctx(), `SELECT current_user`).Scan(&role))
+	admin := w.db.Admin(t)
+	grant := func(what, to string) {
+		_, err := admin.Exec(w.ctx(), what+` INSERT ON issuance.issued_certificates `+to+` `+pgx.Identifier{role}.Sanitize())
+		require.NoError(t, err)
+	}
+	grant("REVOKE", "FROM")
+	r := request(t, "iss-blind")
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		o, err := w.Submit(w.ctx(), r)
+		require.NoError(t, err)
+		require.Equal(t, Issued, o.Status)
+	})
+	require.Eventually(t, func() bool { return w.logs.FilterMessageSnippet("could not be stored").Len() > 0 }, 10*time.Second, time.Millisecond)
+	grant("GRANT", "TO")
+	wg.Wait()
+	require.Equal(t, 1, w.certificates(r.OrderID))
 }

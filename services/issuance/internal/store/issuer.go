@@ -26,28 +26,32 @@ type Issuer struct {
 	UpdateTime   time.Time
 	DeleteTime   time.Time
 	Revision     int32
+	// MaxValidity is what the connector said when it was built; 0: no bound is known.
+	MaxValidity time.Duration
 	// SecretNames are the secrets that are set.
 	SecretNames []string
 }
 
 const issuerColumns = `i.id, i.name, i.type, i.config, i.config_hash, i.enabled, i.status, i.last_test_time, i.last_error,
- i.create_time, i.update_time, i.delete_time, i.revision,
+ i.create_time, i.update_time, i.delete_time, i.revision, i.max_validity_seconds,
  ARRAY(SELECT s.name FROM issuer_secrets s WHERE s.issuer_id = i.id ORDER BY s.name)`
 
 func scanIssuer(row pgx.CollectableRow) (Issuer, error) {
 	var i Issuer
 	var tested, deleted *time.Time
 	var config []byte
+	var validity int64
 	err := row.Scan(&i.ID, &i.Name, &i.Type, &config, &i.ConfigHash, &i.Enabled, &i.Status, &tested, &i.LastError,
-		&i.CreateTime, &i.UpdateTime, &deleted, &i.Revision, &i.SecretNames)
+		&i.CreateTime, &i.UpdateTime, &deleted, &i.Revision, &validity, &i.SecretNames)
 	i.Config, i.LastTestTime, i.DeleteTime = config, timeOf(tested), timeOf(deleted)
+	i.MaxValidity = time.Duration(validity) * time.Second
 	return i, err
 }
 
 // InsertIssuer stores a new issuer; ErrExists when the id is taken, also by a deleted one.
 func InsertIssuer(ctx context.Context, q Querier, i Issuer) error {
-	_, err := q.Exec(ctx, `INSERT INTO issuers (id, name, type, config, config_hash, enabled) VALUES ($1, $2, $3, $4, $5, $6)`,
-		i.ID, i.Name, i.Type, i.Config, i.ConfigHash, i.Enabled)
+	_, err := q.Exec(ctx, `INSERT INTO issuers (id, name, type, config, config_hash, enabled, max_validity_seconds)
+ VALUES ($1, $2, $3, $4, $5, $6, $7)`, i.ID, i.Name, i.Type, i.Config, i.ConfigHash, i.Enabled, seconds(i.MaxValidity))
 	if isUniqueViolation(err) {
 		return ErrExists
 	}
@@ -76,17 +80,32 @@ func oneIssuer(ctx context.Context, q Querier, sql, id string) (Issuer, error) {
 	return one("read issuer", i, err)
 }
 
-// UpdateIssuer writes what an update may change and raises the revision. The row was locked before.
+// UpdateIssuer writes what an update may change and raises the revision; a test of other settings counts no more. The row
+// was locked before.
 func UpdateIssuer(ctx context.Context, q Querier, i Issuer) error {
 	_, err := changed(ctx, q, "change issuer", `UPDATE issuers SET name = $2, config = $3, config_hash = $4, enabled = $5,
- update_time = now(), revision = revision + 1 WHERE id = $1`, i.ID, i.Name, i.Config, i.ConfigHash, i.Enabled)
+ max_validity_seconds = $6, update_time = now(), revision = revision + 1,
+ status = CASE WHEN config_hash = $4 THEN status ELSE 'UNTESTED' END, last_error = CASE WHEN config_hash = $4 THEN last_error ELSE '' END,
+ last_test_time = CASE WHEN config_hash = $4 THEN last_test_time END WHERE id = $1`,
+		i.ID, i.Name, i.Config, i.ConfigHash, i.Enabled, seconds(i.MaxValidity))
 	return err
 }
 
-// RecordIssuerTest notes the outcome of a test of the settings that hash names. It is not an edit: the revision stays.
+// RecordIssuerTest notes the outcome of a test of the settings that hash names, and what the connector said of itself. It
+// is not an edit: the revision stays.
 func RecordIssuerTest(ctx context.Context, q Querier, i Issuer) (bool, error) {
-	n, err := changed(ctx, q, "record issuer test", `UPDATE issuers SET status = $3, last_test_time = $4, last_error = $5
- WHERE id = $1 AND config_hash = $2 AND delete_time IS NULL`, i.ID, i.ConfigHash, i.Status, i.LastTestTime, i.LastError)
+	n, err := changed(ctx, q, "record issuer test", `UPDATE issuers SET status = $3, last_test_time = $4, last_error = $5,
+ max_validity_seconds = $6 WHERE id = $1 AND config_hash = $2 AND delete_time IS NULL`,
+		i.ID, i.ConfigHash, i.Status, nullTime(i.LastTestTime), i.LastError, seconds(i.MaxValidity))
+	return n == 1, err
+}
+
+// ReplaceMaterial moves an issuer from one hash of its settings to the next, for a change that certctl makes by itself. It
+// is false when the settings are others already. It is no edit: the revision stays. The row is locked from here on, so
+// that who writes the secrets after it is alone.
+func ReplaceMaterial(ctx context.Context, q Querier, i Issuer, nextHash string) (bool, error) {
+	n, err := changed(ctx, q, "replace CA material", `UPDATE issuers SET config_hash = $3, max_validity_seconds = $4
+ WHERE id = $1 AND config_hash = $2`, i.ID, i.ConfigHash, nextHash, seconds(i.MaxValidity))
 	return n == 1, err
 }
 
@@ -140,7 +159,7 @@ type Page struct {
 	Size  int
 }
 
-// IssuersOfTypes lists the issuers of some types that have issued anything, or are not deleted.
+// IssuersOfTypes lists the issuers of some types, deleted ones that have issued anything included.
 func IssuersOfTypes(ctx context.Context, q Querier, types []string) ([]Issuer, error) {
 	return collect(ctx, q, "list issuers by type", scanIssuer, `SELECT `+issuerColumns+` FROM issuers i
  WHERE i.type = ANY($1) ORDER BY i.id`, types)

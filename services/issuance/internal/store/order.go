@@ -74,21 +74,27 @@ type Guard struct {
 }
 
 // InsertOrder stores an intent under a lease. It is false, and nothing is stored, when the id is taken or the guard does
-// not hold. The statement is the lock: of two that insert the same id, one does.
+// not hold. The statement is the lock: of two that insert the same id, one does. It raises the collection's revision too.
+// ErrIssuerGone says the same of an issuer that was being deleted, and that the transaction is lost.
 func InsertOrder(ctx context.Context, q Querier, o Order, g Guard, l uuid.UUID, leaseFor time.Duration) (bool, error) {
 	n := o.Names
-	rows, err := changed(ctx, q, "store order", `INSERT INTO orders (id, certificate_id, job_id, agent_id, issuer_id, profile_id, status,
+	rows, err := changed(ctx, q, "store order", `WITH stored AS (INSERT INTO orders (id, certificate_id, job_id, agent_id, issuer_id, profile_id, status,
  common_name, dns_names, ip_addresses, email_addresses, uris, extended_key_usages, lifetime_seconds, csr, csr_sha256,
  request_sha256, serial_number, create_time, submit_time, deadline_time, due_time, attempts, lease_id, lease_until)
 SELECT $1, $2, $3, $4, i.id, p.id, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $19, $20,
  now() + $22::interval, 1, $21, now() + $22::interval
  FROM issuers i, profiles p
  WHERE i.id = $5 AND i.enabled AND i.delete_time IS NULL AND i.config_hash = $23 AND p.id = $6 AND p.revision = $24
-ON CONFLICT (id) DO NOTHING`,
+ ON CONFLICT (id) DO NOTHING RETURNING id)
+INSERT INTO collection_revisions AS r (collection, shard, revision) SELECT 'orders', pg_backend_pid() % 64, 1 FROM stored
+ ON CONFLICT (collection, shard) DO UPDATE SET revision = r.revision + 1`,
 		o.ID, o.CertificateID, o.JobID, o.AgentID, o.IssuerID, o.ProfileID, o.Status,
 		n.CommonName, list(n.DNSNames), list(n.IPAddresses), list(n.EmailAddresses), list(n.URIs), list(o.ExtendedKeyUsages),
 		seconds(o.Lifetime), o.CSR, o.CSRSHA256, o.RequestSHA256, o.SerialNumber, o.CreateTime, o.DeadlineTime, l, leaseFor,
 		g.ConfigHash, g.ProfileRevision)
+	if hasCode(err, codeForeignKeyViolation) {
+		return false, ErrIssuerGone
+	}
 	return rows == 1, err
 }
 
@@ -219,7 +225,7 @@ func reference(r json.RawMessage) []byte {
 	return r
 }
 
-// CountStuck counts rows that nothing would ever touch again: not final, without a next time. It must be 0.
+// CountStuck counts the rows that are not final and that nobody has worked on for an hour after their time. It must be 0.
 func CountStuck(ctx context.Context, q Querier) (int, error) {
 	var n int
 	err := q.QueryRow(ctx, `SELECT (SELECT count(*) FROM orders WHERE due_time < now() - interval '1 hour' AND due_time IS NOT NULL)

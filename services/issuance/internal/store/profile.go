@@ -113,4 +113,12 @@ func CountProfiles(ctx context.Context, q Querier) (int32, error) {
 	return newWhere().count(ctx, q, "profiles p")
 }
 
+// LongestValidity is the longest lifetime that any profile allows; 0 without profiles.
+func LongestValidity(ctx context.Context, q Querier) (time.Duration, error) {
+	var n int64
+	err := q.QueryRow(ctx, `SELECT coalesce(max(max_validity_seconds), 0) FROM profiles`).Scan(&n)
+	n, err = one("read longest validity", n, err)
+	return time.Duration(n) * time.Second, err
+}
+
 func seconds(d time.Duration) int64 { return int64(d / time.Second) }

@@ -70,6 +70,17 @@ func GetCertificateOfOrder(ctx context.Context, q Querier, orderID string) (Cert
 	return one("read issued certificate", c, err)
 }
 
+// AnyCertificate reads one that an issuer issued, to see which CA it was.
+func AnyCertificate(ctx context.Context, q Querier, issuerID string) (Certificate, error) {
+	rows, err := q.Query(ctx, `SELECT `+certificateColumns+` FROM issued_certificates c WHERE c.issuer_id = $1
+ ORDER BY c.issuer_id, c.serial_number LIMIT 1`, issuerID)
+	if err != nil {
+		return Certificate{}, fmt.Errorf("read issued certificate: %w", err)
+	}
+	c, err := pgx.CollectExactlyOneRow(rows, scanCertificate)
+	return one("read issued certificate", c, err)
+}
+
 // InsertRevocation stores a revocation; false when the certificate is revoked already: the first one stays.
 func InsertRevocation(ctx context.Context, q Querier, r Revocation) (bool, error) {
 	n, err := changed(ctx, q, "store revocation", `INSERT INTO revocations (id, issuer_id, serial_number, certificate_id, reason,

@@ -27,6 +27,9 @@ var ErrNotFound = errors.New("no such row")
 // ErrExists says that the id is taken.
 var ErrExists = errors.New("the id is taken")
 
+// ErrIssuerGone says that the issuer was deleted in the same moment.
+var ErrIssuerGone = errors.New("the issuer was deleted meanwhile")
+
 // Querier runs statements: the pool or a transaction.
 type Querier interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
@@ -34,12 +37,17 @@ type Querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// codeUniqueViolation is SQLSTATE unique_violation.
-const codeUniqueViolation = "23505"
+// SQLSTATE unique_violation and foreign_key_violation.
+const (
+	codeUniqueViolation     = "23505"
+	codeForeignKeyViolation = "23503"
+)
 
-func isUniqueViolation(err error) bool {
+func isUniqueViolation(err error) bool { return hasCode(err, codeUniqueViolation) }
+
+func hasCode(err error, code string) bool {
 	e, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && e.Code == codeUniqueViolation
+	return ok && e.Code == code
 }
 
 // one turns "no rows" into ErrNotFound and says what was being done with anything else.
