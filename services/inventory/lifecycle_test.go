@@ -284,6 +284,7 @@ func TestWhatIsServedIsVerifiedAgainAndDriftIsTold(t *testing.T) {
 
 	d = look(func(a *agentv1.Assignment) *agentv1.ReportAssignmentRequest {
 		require.Equal(t, issued.fingerprint, a.GetVerify().GetFingerprintSha256())
+		require.NotEmpty(t, a.GetVerify().GetDnsNames(), "without a name the endpoint's default server would answer")
 		return servedReport(a, issued.fingerprint)
 	})
 	require.Equal(t, inventoryv1.Deployment_SERVED, d.GetStatus())

@@ -167,7 +167,7 @@ func seen(s target.Served, unchanged bool) *agentv1.DeployResult {
 
 func (w *Worker) verify(ctx context.Context, v *agentv1.Verify, r *agentv1.ReportAssignmentRequest, log *zap.Logger) {
 	served, err := w.Engine.Verify(ctx, target.VerifyRequest{Type: v.GetTarget().GetType(), Config: json.RawMessage(v.GetTarget().GetConfig()),
-		Endpoint: endpoint(v.GetTarget().GetEndpoint())})
+		Endpoint: endpoint(v.GetTarget().GetEndpoint()), Names: v.GetDnsNames()})
 	if err != nil {
 		log.Warn("endpoint could not be verified", zap.Error(err), zap.String("target_id", v.GetTarget().GetId()))
 		fail(r, failure{reason: errs.ReasonOf(err), message: err.Error(), step: string(target.StepVerify)})

@@ -2,6 +2,8 @@ package core
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"strings"
@@ -262,6 +264,7 @@ func assignment(work contents, row store.Assignment, until time.Time) (*agentv1.
 	if row.Kind == store.KindVerify {
 		out.Work = &agentv1.Assignment_Verify{Verify: &agentv1.Verify{
 			DeploymentId: d.ID, Target: view.AgentTarget(target), FingerprintSha256: v.FingerprintSHA256,
+			DnsNames: dnsNames(v.CertificatePEM),
 		}}
 		return out, nil
 	}
@@ -473,4 +476,17 @@ func bounded(s string) string {
 		s = s[:maxMessage]
 	}
 	return strings.ToValidUTF8(s, "\uFFFD")
+}
+
+// dnsNames reads the names of a certificate that was checked when it was stored.
+func dnsNames(certificatePEM string) []string {
+	block, _ := pem.Decode([]byte(certificatePEM))
+	if block == nil {
+		return nil
+	}
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil
+	}
+	return leaf.DNSNames
 }

@@ -1263,8 +1263,10 @@ type Verify struct {
 	DeploymentId      string                 `protobuf:"bytes,1,opt,name=deployment_id,json=deploymentId,proto3" json:"deployment_id,omitempty"`
 	Target            *Target                `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
 	FingerprintSha256 string                 `protobuf:"bytes,3,opt,name=fingerprint_sha256,json=fingerprintSha256,proto3" json:"fingerprint_sha256,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// DNS names of the certificate; the first one is the SNI where the endpoint names none.
+	DnsNames      []string `protobuf:"bytes,4,rep,name=dns_names,json=dnsNames,proto3" json:"dns_names,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Verify) Reset() {
@@ -1316,6 +1318,13 @@ func (x *Verify) GetFingerprintSha256() string {
 		return x.FingerprintSha256
 	}
 	return ""
+}
+
+func (x *Verify) GetDnsNames() []string {
+	if x != nil {
+		return x.DnsNames
+	}
+	return nil
 }
 
 // Target is where a certificate goes.
@@ -1911,11 +1920,12 @@ const file_certctl_agent_v1_agent_proto_rawDesc = "" +
 	"\tchain_pem\x18\x06 \x01(\tR\bchainPem\x12*\n" +
 	"\x11public_key_sha256\x18\a \x01(\tR\x0fpublicKeySha256\x12-\n" +
 	"\x12fingerprint_sha256\x18\b \x01(\tR\x11fingerprintSha256\x12\x14\n" +
-	"\x05force\x18\t \x01(\bR\x05force\"\x8e\x01\n" +
+	"\x05force\x18\t \x01(\bR\x05force\"\xab\x01\n" +
 	"\x06Verify\x12#\n" +
 	"\rdeployment_id\x18\x01 \x01(\tR\fdeploymentId\x120\n" +
 	"\x06target\x18\x02 \x01(\v2\x18.certctl.agent.v1.TargetR\x06target\x12-\n" +
-	"\x12fingerprint_sha256\x18\x03 \x01(\tR\x11fingerprintSha256\"{\n" +
+	"\x12fingerprint_sha256\x18\x03 \x01(\tR\x11fingerprintSha256\x12\x1b\n" +
+	"\tdns_names\x18\x04 \x03(\tR\bdnsNames\"{\n" +
 	"\x06Target\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x16\n" +
