@@ -254,8 +254,8 @@ func TestAPostgresThatIsRestartedUnderLoadLosesNothing(t *testing.T) {
 
 func TestAServerThatIsKilledAtRandomMomentsFinishesEachRenewalOnce(t *testing.T) {
 	t.Parallel()
-	const rounds, seed = 5, 20261123          // with two certificates each
-	moments := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // repeatable on purpose
+	const rounds, seed = 5, 20261123 // with two certificates each
+	moments := rand.New(rand.NewPCG(seed, 1))
 	in := startOne(t)
 	agent := in.onlineAgent(t)
 	ids := []string{"left", "right"}
@@ -290,7 +290,7 @@ func TestAServerThatIsKilledAtRandomMomentsFinishesEachRenewalOnce(t *testing.T)
 func TestAnAgentThatIsKilledWhileItDeploysEndsServing(t *testing.T) {
 	t.Parallel()
 	const rounds, seed = 12, 20261123
-	moments := rand.New(rand.NewPCG(seed, 2)) //nolint:gosec // repeatable on purpose
+	moments := rand.New(rand.NewPCG(seed, 2))
 	// A server of its own: roles and their limits belong to a whole server.
 	in := startSix(t, "CERTCTL_DATABASE_URL="+testpg.NewServer(t, testpg.ServerConfig{}).URL())
 	agent := in.onlineAgent(t)

@@ -157,7 +157,7 @@ func untilUp(ctx context.Context, wait time.Duration, log *zap.Logger, connect f
 			return Diagnose(err)
 		}
 		if !said {
-			log.Info("waiting for Postgres", zap.Duration("at_most", wait), zap.Error(err))
+			log.Info("waiting for Postgres", zap.Duration("at_most", wait), zap.Error(Diagnose(err)))
 			said = true
 		}
 		if sleepErr := sleep(ctx, min(pause.NextBackOff(), time.Until(deadline))); sleepErr != nil {

@@ -68,6 +68,12 @@ func Diagnose(err error) error {
 	return &Problem{Advice: advice, Cause: err}
 }
 
+// Unstorable tells whether Postgres refused a text for its characters: it has NUL in it or is not UTF-8. REST never lets
+// one through; a gRPC client can send it.
+func Unstorable(err error) bool {
+	return hasCode(err, "22021", "22P05") // character_not_in_repertoire, untranslatable_character
+}
+
 // Transient tells whether waiting may mend err: the server is down, starting, ending, out of connections, or gave a
 // transaction up. It says nothing about whether a statement that failed so had its effect.
 func Transient(err error) bool {

@@ -77,7 +77,7 @@ func (s *Server) chain() []step {
 		aroundStep(stepLogger, s.logger),
 		s.metrics.step(),
 		aroundStep(stepMask, mask),
-		aroundStep(stepCallLog, callLog),
+		aroundStep(stepCallLog, s.callLog),
 		recoveryStep(),
 		aroundStep(stepDeadline, s.deadline),
 		aroundStep(stepPeerLimit, s.peerLimit.byPeer),

@@ -60,6 +60,24 @@ func TestACauseIsLoggedOnceWithTheRequestIDAndNotShown(t *testing.T) {
 	require.Equal(t, "Internal", fields["code"])
 }
 
+func TestAnErrorOfWhatTheServiceStandsOnGetsItsCode(t *testing.T) {
+	t.Parallel()
+	away := errors.New("connection reset")
+	s := serve(t, pings(away), func(_ *rpc.ServerConfig, d *rpc.ServerDeps) {
+		d.Explain = func(err error) error {
+			require.ErrorIs(t, err, away)
+			return errs.New(errs.Unavailable, "DATABASE_UNAVAILABLE", "the database is away").Wrap(err)
+		}
+	})
+	err := doPing(t.Context(), s.AsRole(t, rpcctx.RoleAdmin))
+	require.Equal(t, errs.Unavailable, errs.KindOf(err))
+	require.Equal(t, "DATABASE_UNAVAILABLE", errs.ReasonOf(err))
+	require.NotContains(t, err.Error(), "reset")
+	fields := s.Logs.All()[0].ContextMap()
+	require.Equal(t, "Unavailable", fields["code"])
+	require.Contains(t, fields["error"], "connection reset")
+}
+
 func TestAPanicIsAnInternalErrorWithItsStackInTheLog(t *testing.T) {
 	t.Parallel()
 	s := serve(t, &fake{

@@ -77,6 +77,9 @@ type ServerDeps struct {
 	Health *health.Health
 	// Validator is nil for the global validator of protovalidate.
 	Validator protovalidate.Validator
+	// Explain gives a code to an error of what the service stands on, such as its database, and leaves others as they
+	// are. It may be nil.
+	Explain func(error) error
 	// Unknown handles methods that are in the table and not registered here: a proxy has it. It may be nil.
 	Unknown grpc.StreamHandler
 }

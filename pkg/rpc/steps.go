@@ -73,10 +73,13 @@ func mask(ctx context.Context, _ call, next func(context.Context) error) error {
 	return nil
 }
 
-// callLog writes one line per call, with the error and its causes.
-func callLog(ctx context.Context, _ call, next func(context.Context) error) error {
+// callLog writes one line per call, with the error and its causes, under the code that the caller gets.
+func (s *Server) callLog(ctx context.Context, _ call, next func(context.Context) error) error {
 	start := time.Now()
 	err := next(ctx)
+	if err != nil && s.deps.Explain != nil {
+		err = s.deps.Explain(err)
+	}
 	log := rpcctx.Logger(ctx)
 	if entry := log.Check(callLevel(err), callMessage(err)); entry != nil {
 		entry.Write(callFields(ctx, err, time.Since(start))...)

@@ -371,3 +371,26 @@ func TestARevokedVersionThatIsInUseIsReplaced(t *testing.T) {
 	s.calm()
 	require.Len(t, s.jobs(id), 2, "a version that is no longer in use needs no replacement")
 }
+
+func TestACsrThatIsQuickerThanTheNewsOfItsCertificateIsKept(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	const id = "cert-quick"
+	s.do(func() {
+		s.certs[id] = &inventoryv1.CertificateRecord{Certificate: &inventoryv1.Certificate{
+			Id: id, Name: id, DnsNames: []string{id + ".example.com"}, IssuerId: "iss-local", ProfileId: "prof-default", PolicyId: "pol-default",
+			Status: inventoryv1.Certificate_PENDING, KeyAlgorithm: typev1.KeyAlgorithm_ECDSA_P256,
+		}}
+	})
+	free := make(chan struct{})
+	s.do(func() { s.hold["BatchGetProfiles"] = free }) // nobody gets to the job in the meantime
+	_, err := s.as("bob").SubmitCsr(t.Context(), &schedulerv1.SubmitCsrRequest{CertificateId: id, CsrPem: "mine"})
+	require.NoError(t, err)
+	seen := s.jobs(id)[0].GetRevision()
+	s.tell("certificate.created", id, "anna")
+	require.True(t, eventually(t, func() bool { return s.jobs(id)[0].GetRevision() > seen }))
+	s.do(func() { delete(s.hold, "BatchGetProfiles") })
+	close(free)
+	s.job(id, completed)
+	require.Len(t, s.jobs(id), 1)
+}

@@ -219,6 +219,9 @@ func (c *Core) startOver(ctx context.Context, tx *store.Tx, j *store.Job, keys [
 	for _, k := range keys {
 		switch k.State {
 		case store.KeyAwaitingCSR:
+			if k.AgentID == "" && k.CsrPEM != "" {
+				continue // a caller's CSR is never lost: issuance says if it does not fit any more
+			}
 			if err := c.takeBack(ctx, tx, j, k); err != nil {
 				return err
 			}

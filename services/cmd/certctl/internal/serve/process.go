@@ -171,7 +171,7 @@ func (p *process) server(name string, s service) (*rpc.Server, error) {
 		}
 		cfg.TLS = tlsConfig
 	}
-	deps := rpc.ServerDeps{Logger: p.log.Named(name), Registry: p.registry(name), Table: s.AuthzTable()}
+	deps := rpc.ServerDeps{Logger: p.log.Named(name), Registry: p.registry(name), Table: s.AuthzTable(), Explain: explainer(name)}
 	if a, ok := s.(interface {
 		Authenticator(peers rpc.Authenticator) rpc.Authenticator
 	}); ok {

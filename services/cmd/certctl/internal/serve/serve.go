@@ -30,15 +30,16 @@ import (
 	"github.com/certctl/certctl/services/cmd/certctl/internal/settings"
 )
 
-// A stop takes at most 15 s: the edge drains, then the services, then Postgres.
+// A stop takes at most 15 s: the edge drains, then the services, then the connections, then Postgres.
 const (
 	startWait       = time.Minute
-	edgeDrain       = 4 * time.Second
-	edgeShutdown    = 5 * time.Second
+	edgeDrain       = 3 * time.Second
+	edgeShutdown    = 4 * time.Second
 	drainTimeout    = 3 * time.Second
 	drainNotice     = time.Second
 	serviceShutdown = 5 * time.Second
-	postgresStop    = 4 * time.Second
+	connectionsStop = time.Second
+	postgresStop    = 3 * time.Second
 )
 
 // Migrate makes and brings up the schemas and roles.
@@ -50,7 +51,7 @@ func Migrate(ctx context.Context, cfg settings.Server) error {
 	if err != nil {
 		return err
 	}
-	defer p.close()
+	defer p.end()
 	return p.migrate(ctx)
 }
 
@@ -72,7 +73,7 @@ func All(ctx context.Context, cfg settings.Server, out io.Writer) (err error) {
 		}
 		defer func() { err = errors.Join(err, stop()) }()
 	}
-	defer p.close()
+	defer p.end()
 	if p.secret.IsZero() {
 		if p.secret, err = p.dir.InternalSecret(); err != nil {
 			return err
@@ -107,7 +108,7 @@ func One(ctx context.Context, cfg settings.Server, name string) error {
 	if err != nil {
 		return err
 	}
-	defer p.close()
+	defer p.end()
 	inner := run.NewGroup(context.WithoutCancel(ctx), run.Config{ShutdownTimeout: serviceShutdown})
 	outer := run.NewGroup(ctx, run.Config{ShutdownTimeout: edgeShutdown})
 	if name == nameGateway {
@@ -142,6 +143,21 @@ func (p *process) wait(outer, inner *run.Group) error {
 	err := outer.Wait()
 	inner.Stop(nil)
 	return errors.Join(err, inner.Wait())
+}
+
+// end closes what is open, and does not wait for long: a Postgres that hangs never answers the good-bye of a connection.
+func (p *process) end() {
+	closed := run.Go(func() error {
+		p.close()
+		return nil
+	})
+	limit := time.NewTimer(connectionsStop)
+	defer limit.Stop()
+	select {
+	case <-closed:
+	case <-limit.C:
+		p.log.Warn("Postgres does not let go of its connections; they end with this process")
+	}
 }
 
 func (p *process) startPostgres(ctx context.Context) (stop func() error, err error) {
