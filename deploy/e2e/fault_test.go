@@ -291,8 +291,7 @@ func TestAnAgentThatIsKilledWhileItDeploysEndsServing(t *testing.T) {
 	t.Parallel()
 	const rounds, seed = 12, 20261123
 	moments := rand.New(rand.NewPCG(seed, 2))
-	// A server of its own: roles and their limits belong to a whole server.
-	in := startSix(t, "CERTCTL_DATABASE_URL="+testpg.NewServer(t, testpg.ServerConfig{}).URL())
+	in := startSix(t)
 	agent := in.onlineAgent(t)
 	ids := []string{"east", "west"}
 	for _, id := range ids {

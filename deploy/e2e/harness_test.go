@@ -190,7 +190,8 @@ func startOne(t *testing.T, settings ...string) *installation {
 	return in
 }
 
-// startSix starts the gateway, the five services and an agent apart, on one Postgres.
+// startSix starts the gateway, the five services and an agent apart, on one Postgres of their own: roles and their limits
+// belong to a whole server.
 func startSix(t *testing.T, settings ...string) *installation {
 	t.Helper()
 	dir := filepath.Join(testpg.Dir(t), "data")
@@ -199,7 +200,7 @@ func startSix(t *testing.T, settings ...string) *installation {
 	secret := make([]byte, 32)
 	_, err := rand.Read(secret)
 	require.NoError(t, err)
-	shared := environment("CERTCTL_DATABASE_URL="+testpg.URL(t), "CERTCTL_INTERNAL_SECRET="+hex.EncodeToString(secret),
+	shared := environment("CERTCTL_DATABASE_URL="+testpg.NewServer(t, testpg.ServerConfig{}).URL(), "CERTCTL_INTERNAL_SECRET="+hex.EncodeToString(secret),
 		"CERTCTL_DATA_DIR="+dir, "CERTCTL_LISTEN_ADDR="+address, "CERTCTL_AGENT_JOIN_TOKEN=a standing token for the fleet")
 	shared = append(shared, settings...)
 	services := []string{"audit", "inventory", "issuance", "renewalscheduler", "asyncpoller"}
