@@ -3,12 +3,12 @@ package asyncpoller
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/certctl/certctl/pkg/lease"
+	"github.com/certctl/certctl/pkg/metrics"
 	"github.com/certctl/certctl/pkg/outbox"
 	"github.com/certctl/certctl/pkg/tick"
 	"github.com/certctl/certctl/services/asyncpoller/internal/core"
@@ -63,7 +63,7 @@ func (d *dispatch) loops(cfg Config, deps Deps, st *store.Store) (*tick.Group, e
 	if err != nil {
 		return nil, err
 	}
-	stuck, err := stuckRows(deps)
+	stuck, err := metrics.StuckRows(deps.Metrics)
 	if err != nil {
 		return nil, err
 	}
@@ -97,17 +97,4 @@ func (d *dispatch) look(st *store.Store, stuck prometheus.Gauge) func(context.Co
 		}
 		return result, err
 	}
-}
-
-func stuckRows(deps Deps) (prometheus.Gauge, error) {
-	g := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "certctl_stuck_rows", Help: "Rows that are not final and that nobody has worked on for an hour after their time.",
-	})
-	if deps.Metrics == nil {
-		return g, nil
-	}
-	if err := deps.Metrics.Register(g); err != nil {
-		return nil, fmt.Errorf("register metric: %w", err)
-	}
-	return g, nil
 }

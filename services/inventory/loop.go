@@ -2,11 +2,9 @@ package inventory
 
 import (
 	"context"
-	"fmt"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
+	"github.com/certctl/certctl/pkg/metrics"
 	"github.com/certctl/certctl/pkg/outbox"
 	"github.com/certctl/certctl/pkg/tick"
 )
@@ -19,7 +17,7 @@ func newLoops(cfg Config, deps Deps, s *Service) (*tick.Group, error) {
 	if err != nil {
 		return nil, err
 	}
-	stuck, err := newStuck(deps.Metrics)
+	stuck, err := metrics.StuckRows(deps.Metrics)
 	if err != nil {
 		return nil, err
 	}
@@ -58,17 +56,4 @@ func newLoops(cfg Config, deps Deps, s *Service) (*tick.Group, error) {
 // later is a loop whose work comes with a later version.
 func later(note string) func(context.Context) (tick.Result, error) {
 	return func(context.Context) (tick.Result, error) { return tick.Result{Note: note}, nil }
-}
-
-func newStuck(registry prometheus.Registerer) (prometheus.Gauge, error) {
-	g := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "certctl_stuck_rows", Help: "Rows that are not final and that nobody has worked on for an hour after their time.",
-	})
-	if registry == nil {
-		return g, nil
-	}
-	if err := registry.Register(g); err != nil {
-		return nil, fmt.Errorf("register metric: %w", err)
-	}
-	return g, nil
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/certctl/certctl/pkg/lease"
+	"github.com/certctl/certctl/pkg/metrics"
 	"github.com/certctl/certctl/pkg/mutation"
 	"github.com/certctl/certctl/pkg/outbox"
 	"github.com/certctl/certctl/pkg/tick"
@@ -44,7 +45,7 @@ func newLoops(cfg Config, deps Deps, c *core.Core) (*loops, error) {
 	if err != nil {
 		return nil, err
 	}
-	stuck, err := stuckRows(deps)
+	stuck, err := metrics.StuckRows(deps.Metrics)
 	if err != nil {
 		return nil, err
 	}
@@ -125,17 +126,4 @@ func watched(r *lease.Runner, c *core.Core, stuck prometheus.Gauge) func(context
 		}
 		return result, errors.Join(err, countErr)
 	}
-}
-
-func stuckRows(deps Deps) (prometheus.Gauge, error) {
-	g := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "certctl_stuck_rows", Help: "Rows that are not final and that nobody has worked on for an hour after their time.",
-	})
-	if deps.Metrics == nil {
-		return g, nil
-	}
-	if err := deps.Metrics.Register(g); err != nil {
-		return nil, fmt.Errorf("register metric: %w", err)
-	}
-	return g, nil
 }

@@ -2,11 +2,11 @@ package renewalscheduler
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/certctl/certctl/pkg/metrics"
 	"github.com/certctl/certctl/pkg/outbox"
 	"github.com/certctl/certctl/pkg/tick"
 	"github.com/certctl/certctl/services/renewalscheduler/internal/api"
@@ -26,7 +26,7 @@ func newLoops(cfg Config, deps Deps, c *core.Core, st *store.Store) (*tick.Group
 	if err != nil {
 		return nil, err
 	}
-	stuck, err := stuckRows(deps)
+	stuck, err := metrics.StuckRows(deps.Metrics)
 	if err != nil {
 		return nil, err
 	}
@@ -99,17 +99,4 @@ func watched(c *core.Core, st *store.Store, now func() time.Time, stuck promethe
 		}
 		return r, err
 	}
-}
-
-func stuckRows(deps Deps) (prometheus.Gauge, error) {
-	g := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "certctl_stuck_rows", Help: "Rows that are not final and that nobody has worked on for an hour after their time.",
-	})
-	if deps.Metrics == nil {
-		return g, nil
-	}
-	if err := deps.Metrics.Register(g); err != nil {
-		return nil, fmt.Errorf("register metric: %w", err)
-	}
-	return g, nil
 }
