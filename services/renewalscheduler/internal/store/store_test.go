@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
 	"github.com/certctl/certctl/pkg/lease"
@@ -125,8 +126,7 @@ INSERT INTO plans (id, state, policy_id, policy_revision, certificate_status, re
 SELECT 'cert-over-' || n, 'ENDED', 'pol-default', 1, 'ARCHIVED', 'anna', now(), now() FROM generate_series(1, 20000) n;`)
 	require.NoError(t, err)
 	for _, table := range []string{"plans", "jobs", "job_keys"} {
-		_, err = database.Admin(t).Exec(t.Context(), "VACUUM ANALYZE renewalscheduler."+table)
-		require.NoError(t, err)
+		makeVisible(t, database.Admin(t), "renewalscheduler."+table)
 	}
 	e := &explained{DB: db.Pool, t: t}
 	q := store.OverDB(e)
@@ -153,4 +153,17 @@ SELECT 'cert-over-' || n, 'ENDED', 'pol-default', 1, 'ARCHIVED', 'anna', now(), 
 			require.NotContains(t, plan, "Sort", "each batch reads what is stale, and not all plans of the policy")
 		}
 	}
+}
+
+// makeVisible vacuums a table until all its pages count as visible, without which nothing is read from an index only. A
+// connection that another test opens at the same moment can hold a VACUUM back.
+func makeVisible(t *testing.T, admin *pgxpool.Pool, table string) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		_, err := admin.Exec(t.Context(), "VACUUM ANALYZE "+table)
+		require.NoError(t, err)
+		var visible bool
+		require.NoError(t, admin.QueryRow(t.Context(), `SELECT relallvisible >= relpages FROM pg_class WHERE oid = $1::regclass`, table).Scan(&visible))
+		return visible
+	}, 30*time.Second, 100*time.Millisecond)
 }
