@@ -343,6 +343,7 @@ func TestARevokedCertificateIsNeverActiveAgain(t *testing.T) {
 	require.NoError(t, err, "that the CA is away is no error")
 	require.Equal(t, inventoryv1.Revocation_PENDING, answer.GetRevocation().GetState())
 	require.Equal(t, issued.serial, answer.GetRevocation().GetVersions()[0].GetSerialNumber())
+	first := answer.GetRevocation().GetRevocationTime().AsTime()
 	require.Empty(t, r.deployments(t, "c-rev"))
 	require.Empty(t, h.list(t, 0))
 	for _, p := range []*peer{w.issuance, w.scheduler} {
@@ -355,6 +356,7 @@ func TestARevokedCertificateIsNeverActiveAgain(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, inventoryv1.Revocation_REVOKED, answer.GetRevocation().GetState())
 	require.Equal(t, "KEY_COMPROMISE", answer.GetRevocation().GetReason(), "the first reason stays")
+	require.Equal(t, first, answer.GetRevocation().GetRevocationTime().AsTime(), "and so does the time, to the digit")
 
 	// A certificate that the CA had already signed.
 	r.issue(t, "c-rev", h.id)
@@ -393,6 +395,9 @@ func TestOneVersionCanBeRevoked(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, inventoryv1.Revocation_REVOKED, answer.GetRevocation().GetState())
 	require.Equal(t, []string{first.serial}, w.issuance.revoked[0].GetSerialNumbers())
+	again, err := r.certificates().RevokeCertificate(t.Context(), &inventoryv1.RevokeCertificateRequest{Id: "c-one", Version: 1})
+	require.NoError(t, err)
+	require.Equal(t, answer.GetRevocation().GetRevocationTime().AsTime(), again.GetRevocation().GetRevocationTime().AsTime())
 	for _, p := range []*peer{w.issuance, w.scheduler} {
 		eventually(t, func() bool {
 			e := told(t, p, "version.revoked", certificateChanged)

@@ -126,7 +126,7 @@ func (c *Core) revokeVersion(ctx context.Context, t *store.Tx, row store.Certifi
 	if v.RevocationTime != nil {
 		return revocationOf(row.ID, v.RevocationReason, *v.RevocationTime, []store.Version{v}), nil
 	}
-	now := time.Now().UTC()
+	now := time.Now().UTC().Truncate(time.Microsecond) // what Postgres keeps: a repeat answers the same
 	versions, err := t.RevokeVersions(ctx, row.ID, r.GetVersion(), reason, now)
 	if err != nil {
 		return nil, err
@@ -140,7 +140,7 @@ func (c *Core) revokeVersion(ctx context.Context, t *store.Tx, row store.Certifi
 }
 
 func (c *Core) revokeAll(ctx context.Context, t *store.Tx, row store.Certificate, r *inventoryv1.RevokeCertificateRequest, reason string) (*inventoryv1.Revocation, error) {
-	now := time.Now().UTC()
+	now := time.Now().UTC().Truncate(time.Microsecond) // what Postgres keeps: a repeat answers the same
 	moved, err := t.RevokeCertificate(ctx, row.ID, reason, now)
 	if err != nil {
 		return nil, err

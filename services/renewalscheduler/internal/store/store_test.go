@@ -8,7 +8,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
 	"github.com/certctl/certctl/pkg/lease"
@@ -125,9 +124,7 @@ UPDATE policies SET revision = 2; UPDATE plans SET policy_revision = 2 WHERE id 
 INSERT INTO plans (id, state, policy_id, policy_revision, certificate_status, requested_by, create_time, update_time)
 SELECT 'cert-over-' || n, 'ENDED', 'pol-default', 1, 'ARCHIVED', 'anna', now(), now() FROM generate_series(1, 20000) n;`)
 	require.NoError(t, err)
-	for _, table := range []string{"plans", "jobs", "job_keys"} {
-		makeVisible(t, database.Admin(t), "renewalscheduler."+table)
-	}
+	testpg.Vacuum(t, database.Admin(t), "renewalscheduler.plans", "renewalscheduler.jobs", "renewalscheduler.job_keys")
 	e := &explained{DB: db.Pool, t: t}
 	q := store.OverDB(e)
 
@@ -153,17 +150,4 @@ SELECT 'cert-over-' || n, 'ENDED', 'pol-default', 1, 'ARCHIVED', 'anna', now(), 
 			require.NotContains(t, plan, "Sort", "each batch reads what is stale, and not all plans of the policy")
 		}
 	}
-}
-
-// makeVisible vacuums a table until all its pages count as visible, without which nothing is read from an index only. A
-// connection that another test opens at the same moment can hold a VACUUM back.
-func makeVisible(t *testing.T, admin *pgxpool.Pool, table string) {
-	t.Helper()
-	require.Eventually(t, func() bool {
-		_, err := admin.Exec(t.Context(), "VACUUM ANALYZE "+table)
-		require.NoError(t, err)
-		var visible bool
-		require.NoError(t, admin.QueryRow(t.Context(), `SELECT relallvisible >= relpages FROM pg_class WHERE oid = $1::regclass`, table).Scan(&visible))
-		return visible
-	}, 30*time.Second, 100*time.Millisecond)
 }
