@@ -452,6 +452,8 @@ func TestJobsAreListedByPageAndFilter(t *testing.T) {
 	counts, err := internal.CountJobs(t.Context(), &schedulerv1.CountJobsRequest{})
 	require.NoError(t, err)
 	require.Equal(t, int32(7), counts.GetJobs()["COMPLETED"])
+	require.Contains(t, counts.GetJobs(), "AWAITING_APPROVAL", "also a state that no job is in")
+	require.NotContains(t, counts.GetJobs(), "STATUS_UNSPECIFIED")
 	require.Zero(t, counts.GetStuck())
 	policies, err := internal.BatchGetPolicies(t.Context(), &schedulerv1.BatchGetPoliciesRequest{Ids: []string{"pol-default", "pol-none"}})
 	require.NoError(t, err)

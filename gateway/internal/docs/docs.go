@@ -58,7 +58,7 @@ func static(content []byte, contentType string) http.Handler {
 type object = map[string]any
 
 // description completes what is generated: title and version, how to authenticate, the gateway's own paths, the status
-// of creations; and paths that differ in the name of a variable only become one, as OpenAPI demands.
+// of creations, the headers of changes; and paths that differ in the name of a variable only become one, as OpenAPI demands.
 func description(version string) ([]byte, error) {
 	var spec object
 	if err := json.Unmarshal(openapi.JSON, &spec); err != nil {
@@ -74,9 +74,11 @@ func description(version string) ([]byte, error) {
 	}}
 	spec["security"] = []object{{"bearer": []string{}}}
 	paths, _ := spec["paths"].(object)
-	spec["paths"] = mergePaths(paths)
+	merged := mergePaths(paths)
+	spec["paths"] = merged
 	spec["tags"] = publicTags(spec["tags"], paths)
-	addOwn(spec["paths"].(object)) //nolint:errcheck,forcetypeassert // set two lines above
+	completeOperations(merged)
+	addOwn(merged)
 	b, err := json.Marshal(spec)
 	if err != nil {
 		return nil, fmt.Errorf("write OpenAPI description: %w", err)
@@ -181,21 +183,26 @@ func addOwn(paths object) {
 	paths["/api/v1/auth/check"] = own("CheckAuth", "Whose the API key is, and its role.", false)
 	paths["/health"] = own("Health", "Whether the gateway lives.", true)
 	paths["/ready"] = own("Ready", "Whether the gateway and each service behind are ready: 200, or 503.", true)
-	paths["/crl/{issuer_id}.crl"] = own("PublicCrl", "The certificate revocation list of an issuer, DER.", true, "issuer_id")
-	paths["/ca/{issuer_id}.pem"] = own("PublicCa", "The certificate of an issuer with its chain, PEM.", true, "issuer_id")
+	paths["/crl/{issuer_id}.crl"] = file("PublicCrl", "The certificate revocation list of an issuer, DER.", crlType)
+	paths["/ca/{issuer_id}.pem"] = file("PublicCa", "The certificate of an issuer with its chain, PEM.", pemType)
 }
 
-func own(id, summary string, public bool, variables ...string) object {
-	params := []any{}
-	for _, v := range variables {
-		params = append(params, object{"name": v, "in": "path", "required": true, "type": "string"})
-	}
+func own(id, summary string, public bool) object {
 	op := object{
-		"operationId": ownTag + "_" + id, "summary": summary, "tags": []any{ownTag}, "parameters": params,
+		"operationId": ownTag + "_" + id, "summary": summary, "tags": []any{ownTag}, "parameters": []any{},
 		"responses": object{"200": object{"description": "A successful response."}},
 	}
 	if public {
 		op["security"] = []object{}
 	}
 	return object{"get": op}
+}
+
+// file describes what anybody may fetch about an issuer.
+func file(id, summary, contentType string) object {
+	item := own(id, summary, true)
+	op, _ := item["get"].(object)
+	op["parameters"] = []any{object{"name": "issuer_id", "in": "path", "required": true, "type": "string"}}
+	bytesOf(op, contentType)
+	return item
 }

@@ -1,5 +1,8 @@
 'use strict';
 
+// keyed ends the name of a parameter that is given as key=value.
+const keyed = '.<key>';
+
 const byId = (id) => document.getElementById(id);
 
 function element(name, attributes, ...children) {
@@ -41,7 +44,7 @@ function field(spec, p) {
   if (values || p.type === 'boolean') {
     input = element('select', { name: p.name }, ...['', ...(values || ['true', 'false'])].map((v) => element('option', { textContent: v })));
   } else {
-    input = element('input', { name: p.name, placeholder: p.description || p.format || '', required: Boolean(p.required) });
+    input = element('input', { name: p.name, placeholder: p.name.endsWith(keyed) ? 'key=value' : p.description || p.format || '', required: Boolean(p.required) });
   }
   input.dataset.in = p.in;
   return [label, input];
@@ -49,11 +52,16 @@ function field(spec, p) {
 
 function request(path, verb, form) {
   const query = new URLSearchParams();
+  const options = { method: verb.toUpperCase(), headers: {}, cache: 'no-store' };
   for (const input of form.querySelectorAll('[data-in]')) {
     if (input.dataset.in === 'path') path = path.replace('{' + input.name + '}', encodeURIComponent(input.value));
-    else if (input.value !== '') query.append(input.name.replace('[string]', '.key'), input.value);
+    else if (input.value === '') continue;
+    else if (input.dataset.in === 'header') options.headers[input.name] = input.value;
+    else if (input.name.endsWith(keyed)) {
+      const [key, ...value] = input.value.split('=');
+      query.append(input.name.slice(0, -keyed.length) + '.' + key, value.join('='));
+    } else query.append(input.name, input.value);
   }
-  const options = { method: verb.toUpperCase(), headers: {}, cache: 'no-store' };
   if (byId('key').value) options.headers.Authorization = 'Bearer ' + byId('key').value.trim();
   const body = form.querySelector('[name=body]');
   if (body && body.value.trim()) {

@@ -121,6 +121,10 @@ func serveCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&service, "service", "", "run one service: "+strings.Join(names, ", "))
+	complete := cobra.FixedCompletions(names, cobra.ShellCompDirectiveNoFileComp)
+	if err := cmd.RegisterFlagCompletionFunc("service", complete); err != nil {
+		panic(err) // there is no such flag: a test would have seen it
+	}
 	mustFlags(cmd)
 	return cmd
 }

@@ -165,7 +165,7 @@ func (s *internalServer) BatchGetPolicies(ctx context.Context, req *renewalsched
 // StuckAfter is how long a row may be overdue before it counts as stuck.
 const StuckAfter = time.Hour
 
-// CountJobs counts jobs by status.
+// CountJobs counts jobs by status; a status that no job has is 0.
 func (s *internalServer) CountJobs(ctx context.Context, _ *renewalschedulerv1.CountJobsRequest) (*renewalschedulerv1.CountJobsResponse, error) {
 	counts, err := s.store.CountJobs(ctx)
 	if err != nil {
@@ -176,8 +176,10 @@ func (s *internalServer) CountJobs(ctx context.Context, _ *renewalschedulerv1.Co
 		return nil, err
 	}
 	res := &renewalschedulerv1.CountJobsResponse{Jobs: map[string]int32{}, Stuck: int32(stuck)}
-	for state, n := range counts {
-		res.Jobs[state] = int32(n)
+	for value, state := range renewalschedulerv1.Job_Status_name {
+		if value != int32(renewalschedulerv1.Job_STATUS_UNSPECIFIED) {
+			res.Jobs[state] = int32(counts[state])
+		}
 	}
 	return res, nil
 }

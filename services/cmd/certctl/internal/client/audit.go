@@ -74,12 +74,7 @@ func (s *session) verified(resp *auditv1.VerifyEventsResponse) error {
 		}
 	}
 	if !resp.GetValid() {
-		e := resp.GetFirstInvalidEvent()
-		return &Failure{
-			Message: fmt.Sprintf("the record is not intact: event %d (%s): %s (%s)", e.GetSequence(), e.GetId(), e.GetMessage(), e.GetReason()),
-			Hint:    "somebody changed the audit log's database: keep a copy of it as it is, then find out who had access",
-			Code:    exitError,
-		}
+		return notIntact(resp.GetFirstInvalidEvent())
 	}
 	if s.format != show.Table {
 		return nil
@@ -87,4 +82,19 @@ func (s *session) verified(resp *auditv1.VerifyEventsResponse) error {
 	_, err := fmt.Fprintf(s.out(), "the record is intact: %d events checked, head %d %s\n",
 		resp.GetEventsChecked(), resp.GetHead().GetSequence(), show.Clean(resp.GetHead().GetHash()))
 	return err
+}
+
+func notIntact(e *auditv1.InvalidEvent) error {
+	event := fmt.Sprintf("event %d", e.GetSequence())
+	if e.GetId() != "" { // an event that is missing has no id
+		event += " (" + e.GetId() + ")"
+	}
+	hint := "somebody changed the audit log's database: keep a copy of it as it is, then find out who had access"
+	switch e.GetReason() {
+	case "HEAD_MISMATCH", "CHECKPOINT_MISMATCH": // these two carry a MAC
+		hint = "the internal secret is not the one that the log was written with, or " + hint
+	}
+	return &Failure{
+		Message: fmt.Sprintf("the record is not intact: %s: %s (%s)", event, e.GetMessage(), e.GetReason()), Hint: hint, Code: exitError,
+	}
 }

@@ -107,6 +107,14 @@ func isContext(err error) bool {
 	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
+// adviseRole says who may: for the rule of the second person it is not a matter of roles.
+func (s *session) adviseRole(reason string) string {
+	if reason == "OWN_REQUEST" || reason == "OWN_APPROVAL" {
+		return "somebody else has to do it, with an API key of another name"
+	}
+	return "the role of the API key (" + s.keyPlace() + ") does not allow it"
+}
+
 // advise adds what to do.
 func (s *session) advise(f *Failure, e *errs.Error) {
 	switch e.Kind() {
@@ -115,7 +123,7 @@ func (s *session) advise(f *Failure, e *errs.Error) {
 	case errs.Unauthenticated:
 		f.Hint = s.adviseKey()
 	case errs.PermissionDenied:
-		f.Hint = "the role of the API key (" + s.keyPlace() + ") does not allow it"
+		f.Hint = s.adviseRole(e.Reason())
 	case errs.Conflict, errs.AlreadyExists:
 		if id := e.Meta()["job_id"]; id != "" {
 			f.Hint = "follow it with: certctl jobs watch " + id

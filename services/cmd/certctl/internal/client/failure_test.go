@@ -42,6 +42,7 @@ func TestErrorsOfTheServerSayWhatToDo(t *testing.T) {
 		"not due\nrenew it all the same with --force":                                                           errs.New(errs.Conflict, "NOT_DUE", "not due"),
 		"is revoked": errs.New(errs.Conflict, "WRONG_STATE", "is revoked"),
 		"no\nthe role of the API key (from " + filepath.Join(g.dir, "api-key") + ") does not allow it": errs.New(errs.PermissionDenied, "ROLE", "no"),
+		"own job\nsomebody else has to do it, with an API key of another name":                         errs.New(errs.PermissionDenied, "OWN_REQUEST", "own job"),
 		"too many\ntry again in 3s": errs.New(errs.ResourceExhausted, "RATE", "too many").RetryAfter(3 * time.Second),
 		"revision 3\nit was changed meanwhile: get it again and repeat the change": errs.New(errs.PreconditionFailed, "REVISION", "revision 3"),
 		"inventory does not answer\ntry again in a moment":                         errs.New(errs.Unavailable, "AWAY", "inventory does not answer"),
@@ -230,6 +231,12 @@ func TestTheRecordIsVerified(t *testing.T) {
 	require.Equal(t, 1, r.code)
 	require.JSONEq(t, `false`, jsonField(t, r.out, "valid"))
 	require.ErrorContains(t, r.failure, "the record is not intact: event 7 (evt-7): the hash does not fit (HASH_MISMATCH)")
+	require.ErrorContains(t, r.failure, "somebody changed the audit log's database")
+
+	resp.FirstInvalidEvent = &auditv1.InvalidEvent{Sequence: 2, Reason: "CHECKPOINT_MISMATCH", Message: "the checkpoint does not fit"}
+	r = g.run(t, "audit", "verify")
+	require.ErrorContains(t, r.failure, "the record is not intact: event 2: the checkpoint does not fit (CHECKPOINT_MISMATCH)")
+	require.ErrorContains(t, r.failure, "the internal secret is not the one that the log was written with")
 }
 
 func TestVersionShowsClientAndServer(t *testing.T) {
