@@ -21,6 +21,7 @@ import (
 
 	"github.com/certctl/certctl/pkg/internal/pgserver"
 	"github.com/certctl/certctl/pkg/pg"
+	"github.com/certctl/certctl/pkg/run"
 	"github.com/certctl/certctl/pkg/secretbox"
 	"github.com/certctl/certctl/pkg/testpg"
 )
@@ -347,4 +348,25 @@ func TestALargeLogIsRotated(t *testing.T) {
 	require.NoError(t, rotate(path))
 	require.NoFileExists(t, path)
 	require.FileExists(t, path+".1")
+}
+
+func TestAFirstStartIsNotDisturbedByAnInterruptedOneThatStillWrites(t *testing.T) {
+	t.Parallel()
+	dir := testpg.Dir(t)
+	half := filepath.Join(dir, "postgres", "data.new")
+	writing := func(ctx context.Context) error {
+		for n := 0; ctx.Err() == nil; n++ {
+			_ = os.MkdirAll(half, 0o700) // it is removed again and again
+			_ = os.WriteFile(filepath.Join(half, strconv.Itoa(n%1000)), nil, 0o600)
+		}
+		return nil
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	require.NoError(t, os.MkdirAll(half, 0o700))
+	orphan := run.Go(func() error { return writing(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		require.NoError(t, <-orphan)
+	})
+	require.Equal(t, "here", query(t, start(t, dir), "SELECT 'here'"))
 }

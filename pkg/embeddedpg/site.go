@@ -3,6 +3,7 @@ package embeddedpg
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,6 +20,9 @@ import (
 
 // socketPrefix begins the names of socket directories outside the data directory.
 const socketPrefix = "certctl-pg-"
+
+// halfSuffix follows the name of the data directory while it is being made, before something random.
+const halfSuffix = ".new"
 
 // site is a data directory of certctl, as Postgres uses it.
 type site struct {
@@ -126,17 +130,15 @@ func (s site) major() (int, error) {
 }
 
 // initialise makes the data directory beside its place and moves it there when it is whole, so that a start that was
-// interrupted is begun anew.
+// interrupted is begun anew. Each try has a place of its own: the initdb of a start that was killed may still be writing.
 func (s site) initialise(ctx context.Context, binaries pgserver.Binaries, log *zap.Logger) error {
+	s.clearInterrupted(log)
 	major, err := s.major()
 	if err != nil || major != 0 {
 		return err
 	}
 	log.Info("making the database of a first start", zap.String("path", s.data()), zap.Int("version", binaries.Major))
-	half := s.data() + ".new"
-	if err := os.RemoveAll(half); err != nil {
-		return fmt.Errorf("clear an interrupted first start: %w", err)
-	}
+	half := s.data() + halfSuffix + rand.Text()
 	err = pgserver.InitDB(ctx, pgserver.InitConfig{
 		Binaries: binaries, Account: s.account, Dir: half, Superuser: superuser, Args: []string{"--data-checksums"},
 	})
@@ -147,6 +149,18 @@ func (s site) initialise(ctx context.Context, binaries pgserver.Binaries, log *z
 		return fmt.Errorf("put the new database in place: %w", err)
 	}
 	return nil
+}
+
+// clearInterrupted removes what interrupted first starts have left. What cannot be removed now is in nobody's way, and the
+// next start tries again.
+func (s site) clearInterrupted(log *zap.Logger) {
+	halves, err := filepath.Glob(s.data() + halfSuffix + "*")
+	for _, half := range halves {
+		err = errors.Join(err, os.RemoveAll(half))
+	}
+	if err != nil {
+		log.Warn("the rest of an interrupted first start is not gone yet", zap.Error(err))
+	}
 }
 
 // socketDir gives a private directory for the socket: in the data directory, or, when the path would be too long for a

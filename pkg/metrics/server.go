@@ -22,7 +22,7 @@ const (
 	readTimeout       = 10 * time.Second
 	writeTimeout      = 15 * time.Second
 	idleTimeout       = 90 * time.Second
-	shutdownTimeout   = 5 * time.Second
+	shutdownTimeout   = 3 * time.Second
 	maxHeaderBytes    = 16 << 10
 )
 

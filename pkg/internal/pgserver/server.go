@@ -27,7 +27,7 @@ const (
 	MaxSocketDir = 103 - len("/.s.PGSQL.5432")
 
 	tailBytes    = 4096
-	quitWithin   = 5 * time.Second
+	quitWithin   = time.Second
 	connectEvery = 20 * time.Millisecond
 )
 

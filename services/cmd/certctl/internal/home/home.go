@@ -21,12 +21,16 @@ const (
 	URLFile        = "url"
 	internalFile   = "internal-secret"
 	encryptionFile = "encryption-key"
+
+	// databaseDir is where the private Postgres has its data.
+	databaseDir = "postgres/data"
 )
 
 // Dir is a data directory.
 type Dir string
 
-// Open makes the directory if need be. Others may pass through it (Postgres runs as another user), not look into it.
+// Open makes the directory if need be. Others may pass through it (Postgres runs as another user), not look into it. One that
+// everybody may write to is refused: others could put their own keys in the place of ours.
 func Open(path string) (Dir, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -35,14 +39,38 @@ func Open(path string) (Dir, error) {
 	if err := os.MkdirAll(abs, 0o711); err != nil { //nolint:gosec // Postgres runs as another user and has to pass through
 		return "", fmt.Errorf("make data directory: %w", err)
 	}
+	info, err := os.Stat(abs)
+	if err != nil {
+		return "", fmt.Errorf("look at data directory: %w", err)
+	}
+	if info.Mode().Perm()&0o002 != 0 {
+		return "", fmt.Errorf("everybody may write to the data directory %s: give certctl one of its own, or chmod o-w %s", abs, abs)
+	}
 	return Dir(abs), nil
 }
 
 // Path of a file in it.
 func (d Dir) Path(name string) string { return filepath.Join(string(d), name) }
 
-// InternalSecret is the secret by which services know each other.
-func (d Dir) InternalSecret() (secretbox.Secret, error) { return d.secret(internalFile) }
+// InternalSecret is the secret by which services know each other, and by which the audit log proves that it is whole.
+func (d Dir) InternalSecret() (secretbox.Secret, error) {
+	if err := d.lost(internalFile); err != nil {
+		return secretbox.Secret{}, err
+	}
+	return d.secret(internalFile)
+}
+
+// lost refuses to make a secret anew that the database in this directory stands on: it would be no use without the old one.
+func (d Dir) lost(name string) error {
+	if _, err := os.Stat(d.Path(name)); !errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if _, err := os.Stat(d.Path(databaseDir)); err != nil {
+		return nil //nolint:nilerr // a first start, or a database elsewhere
+	}
+	return fmt.Errorf("%s is not there, but the database is that was made with it: put the file back from a backup, "+
+		"or remove the directory %s with all that is in it to begin anew", d.Path(name), d)
+}
 
 // APIKey is the admin's key.
 func (d Dir) APIKey() (secretbox.Secret, error) { return d.secret(APIKeyFile) }
@@ -64,17 +92,29 @@ func (d Dir) secret(name string) (secretbox.Secret, error) {
 	return secretbox.NewSecret(s), nil
 }
 
+// make makes a secret. Of two processes that start at once one makes it and both use it.
 func (d Dir) make(name string) (secretbox.Secret, error) {
-	b := make([]byte, 32)
-	if _, err := rand.Read(b); err != nil {
-		return secretbox.Secret{}, fmt.Errorf("make %s: %w", name, err)
+	s := base64.RawURLEncoding.EncodeToString(random())
+	err := d.place(name, []byte(s+"\n"), 0o600, os.Link) // unlike rename, link replaces nothing
+	if errors.Is(err, fs.ErrExist) {
+		return d.secret(name)
 	}
-	s := base64.RawURLEncoding.EncodeToString(b)
-	return secretbox.NewSecret(s), d.Write(name, []byte(s+"\n"), 0o600)
+	return secretbox.NewSecret(s), err
+}
+
+func random() []byte {
+	b := make([]byte, 32)
+	_, _ = rand.Read(b) // never fails: see crypto/rand.Read
+	return b
 }
 
 // Write replaces a file by rename, on disk before it returns.
 func (d Dir) Write(name string, data []byte, mode fs.FileMode) error {
+	return d.place(name, data, mode, os.Rename)
+}
+
+// place writes a file beside its place and puts it there whole.
+func (d Dir) place(name string, data []byte, mode fs.FileMode, put func(from, to string) error) error {
 	f, err := os.CreateTemp(string(d), ".new-*")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
@@ -82,23 +122,35 @@ func (d Dir) Write(name string, data []byte, mode fs.FileMode) error {
 	defer func() { _ = os.Remove(f.Name()) }() // gone already when it was renamed
 	_, err = f.Write(data)
 	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
+	if err == nil {
+		err = put(f.Name(), d.Path(name))
+	}
+	if err == nil {
+		err = d.sync()
+	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
-	if err := os.Rename(f.Name(), d.Path(name)); err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
 	return nil
+}
+
+// sync puts the names in the directory on disk.
+func (d Dir) sync() error {
+	f, err := os.Open(string(d))
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // Box seals what is stored encrypted: with the given keys, or with one made in the directory.
 func (d Dir) Box(given secretbox.Secret) (*secretbox.Box, error) {
 	var keys []secretbox.Key
 	var err error
-	if given.IsZero() {
-		keys, err = secretbox.LoadOrCreateKeys(d.Path(encryptionFile))
-	} else {
+	if !given.IsZero() {
 		keys, err = secretbox.ParseKeys(given)
+	} else if err = d.lost(encryptionFile); err == nil {
+		keys, err = secretbox.LoadOrCreateKeys(d.Path(encryptionFile))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("encryption key: %w", err)

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/certctl/certctl/pkg/secretbox"
 	"github.com/certctl/certctl/services/cmd/certctl/internal/home"
@@ -23,6 +24,61 @@ func TestSecretsAreMadeOnceAndOnlyForUs(t *testing.T) {
 	info, err := os.Stat(dir.Path(home.APIKeyFile))
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
+}
+
+func TestProcessesThatStartAtOnceHaveOneSecret(t *testing.T) {
+	t.Parallel()
+	dir, err := home.Open(t.TempDir())
+	require.NoError(t, err)
+	var all [32]secretbox.Secret
+	var g errgroup.Group
+	for i := range all {
+		g.Go(func() error {
+			var err error
+			all[i], err = dir.InternalSecret()
+			return err
+		})
+	}
+	require.NoError(t, g.Wait())
+	for _, s := range all {
+		require.True(t, s.Equal(all[0]))
+	}
+	entries, err := os.ReadDir(string(dir))
+	require.NoError(t, err)
+	require.Len(t, entries, 1, "nothing temporary is left")
+}
+
+func TestSecretsThatADatabaseStandsOnAreNotMadeAnew(t *testing.T) {
+	t.Parallel()
+	dir, err := home.Open(t.TempDir())
+	require.NoError(t, err)
+	secrets := map[string]func() error{
+		"internal-secret": func() error { _, err := dir.InternalSecret(); return err },
+		"encryption-key":  func() error { _, err := dir.Box(secretbox.Secret{}); return err },
+	}
+	for _, get := range secrets {
+		require.NoError(t, get())
+	}
+	require.NoError(t, os.MkdirAll(dir.Path("postgres/data"), 0o700))
+	for name, get := range secrets {
+		require.NoError(t, get())
+		require.NoError(t, os.Remove(dir.Path(name)))
+		require.ErrorContains(t, get(), dir.Path(name))
+		require.NoFileExists(t, dir.Path(name))
+	}
+	given := secretbox.NewSecret("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=")
+	_, err = dir.Box(given)
+	require.NoError(t, err, "a key from the settings is used")
+	_, err = dir.APIKey()
+	require.NoError(t, err, "an API key may always be a new one")
+}
+
+func TestADirectoryThatEverybodyMayWriteToIsRefused(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	require.NoError(t, os.Chmod(dir, 0o777))
+	_, err := home.Open(dir)
+	require.ErrorContains(t, err, "everybody may write")
 }
 
 func TestAnEmptySecretFileIsNamed(t *testing.T) {

@@ -66,19 +66,17 @@ func All(ctx context.Context, cfg settings.Server, out io.Writer) (err error) {
 		return err
 	}
 	p.memory = rpc.NewMemoryNetwork()
+	if err := p.secrets(); err != nil {
+		return err
+	}
+	var postgres *embeddedpg.Server
 	if p.databaseURL.IsZero() {
-		stop, err := p.startPostgres(ctx)
-		if err != nil {
+		if postgres, err = p.startPostgres(ctx); err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, stop()) }()
+		defer func() { err = errors.Join(err, stopPostgres(ctx, postgres)) }()
 	}
 	defer p.end()
-	if p.secret.IsZero() {
-		if p.secret, err = p.dir.InternalSecret(); err != nil {
-			return err
-		}
-	}
 	if err := p.migrate(ctx); err != nil {
 		return err
 	}
@@ -88,6 +86,9 @@ func All(ctx context.Context, cfg settings.Server, out io.Writer) (err error) {
 		return errors.Join(err, inner.Wait())
 	}
 	outer := run.NewGroup(ctx, run.Config{ShutdownTimeout: edgeShutdown})
+	if postgres != nil {
+		outer.Go("postgres", func(ctx context.Context) error { return p.watch(ctx, postgres.Done()) })
+	}
 	err = p.startEdge(outer, func(url string) error {
 		return banner(out, p, url, time.Since(started))
 	})
@@ -97,6 +98,42 @@ func All(ctx context.Context, cfg settings.Server, out io.Writer) (err error) {
 		return errors.Join(err, outer.Wait(), inner.Wait())
 	}
 	return p.wait(outer, inner)
+}
+
+// secrets makes those that the database will stand on, before there is one: a database without them is then known to have lost
+// them.
+func (p *process) secrets() (err error) {
+	if p.secret.IsZero() {
+		if p.secret, err = p.dir.InternalSecret(); err != nil {
+			return err
+		}
+	}
+	if _, err := p.dir.Box(p.cfg.Secrets.Encryption); err != nil {
+		return err
+	}
+	if own := unshared(p.cfg); len(own) > 0 {
+		p.log.Info("secrets come from the data directory: keep it, and before another process uses this database give both the same settings",
+			zap.Strings("settings", own), zap.String("path", string(p.dir)))
+	}
+	return nil
+}
+
+// unshared names the secrets that processes on one database must share and that this one has in its data directory alone.
+func unshared(cfg settings.Server) []string {
+	if cfg.Postgres.URL.IsZero() {
+		return nil // nobody else has the private Postgres
+	}
+	var names []string
+	if cfg.Secrets.Internal.IsZero() {
+		names = append(names, "CERTCTL_INTERNAL_SECRET")
+	}
+	if cfg.Secrets.Encryption.IsZero() {
+		names = append(names, "CERTCTL_ENCRYPTION_KEY")
+	}
+	if cfg.Auth.Secret.IsZero() && cfg.Auth.Type == gateway.AuthAPIKey {
+		names = append(names, "CERTCTL_AUTH_SECRET")
+	}
+	return names
 }
 
 // One runs one service, or the gateway, until ctx ends.
@@ -154,23 +191,38 @@ func (p *process) end() {
 	limit := time.NewTimer(connectionsStop)
 	defer limit.Stop()
 	select {
-	case <-closed:
+	case err := <-closed:
+		if err != nil {
+			p.log.Error("closing connections failed", zap.Error(err))
+		}
 	case <-limit.C:
 		p.log.Warn("Postgres does not let go of its connections; they end with this process")
 	}
 }
 
-func (p *process) startPostgres(ctx context.Context) (stop func() error, err error) {
+func (p *process) startPostgres(ctx context.Context) (*embeddedpg.Server, error) {
 	server, err := embeddedpg.Start(ctx, embeddedpg.Config{DataDir: string(p.dir), BinDir: p.cfg.Postgres.BinDir, Log: p.log.Named("postgres")})
 	if err != nil {
 		return nil, err
 	}
 	p.databaseURL = secretbox.NewSecret(server.URL())
-	return func() error {
-		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), postgresStop)
-		defer cancel()
-		return server.Stop(stopCtx)
-	}, nil
+	return server, nil
+}
+
+func stopPostgres(ctx context.Context, server *embeddedpg.Server) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), postgresStop)
+	defer cancel()
+	return server.Stop(ctx)
+}
+
+// watch ends the process when its private Postgres is gone: nobody else starts it again, and the next start does.
+func (p *process) watch(ctx context.Context, ended <-chan struct{}) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-ended:
+		return fmt.Errorf("the private Postgres has ended by itself; %s says why; start certctl again", p.dir.Path("postgres.log"))
+	}
 }
 
 // startServices builds the services and serves them.
@@ -335,8 +387,10 @@ func (p *process) joinToken(ctx context.Context) (secretbox.Secret, error) {
 		return secretbox.Secret{}, err
 	}
 	ctx = rpcctx.WithCaller(ctx, rpcctx.Caller{Type: rpcctx.User, ID: "certctl serve", Role: rpcctx.RoleAdmin})
+	// Nobody else has the private Postgres. On a shared one, an agent of the same host name may be another process's.
+	alone := p.cfg.Postgres.URL.IsZero()
 	answer, err := inventoryv1.NewAgentRegistryServiceClient(conn).CreateJoinToken(ctx,
-		&inventoryv1.CreateJoinTokenRequest{MaxUses: 1, AllowReenrollment: true})
+		&inventoryv1.CreateJoinTokenRequest{MaxUses: 1, AllowReenrollment: alone})
 	if err != nil {
 		return secretbox.Secret{}, err
 	}

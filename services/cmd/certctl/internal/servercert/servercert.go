@@ -107,6 +107,10 @@ func (s *Source) authority() (*x509.Certificate, *ecdsa.PrivateKey, error) {
 func (s *Source) key() (*ecdsa.PrivateKey, error) {
 	b, err := os.ReadFile(s.dir.Path(caKeyFile))
 	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(s.dir.Path(home.CAFile)); err == nil {
+			return nil, fmt.Errorf("internal CA: %s is there and its key %s is not: put the key back, or remove the certificate "+
+				"to have a new CA made, which agents and clients then need", s.dir.Path(home.CAFile), s.dir.Path(caKeyFile))
+		}
 		return s.makeKey()
 	}
 	if err != nil {

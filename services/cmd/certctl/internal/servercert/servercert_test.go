@@ -105,3 +105,14 @@ func TestACAWithTheKeyOfAnotherIsNamed(t *testing.T) {
 	_, err = servercert.New(one, nil, c.now)
 	require.ErrorContains(t, err, "do not belong together")
 }
+
+func TestALostKeyOfTheCAIsNotReplacedInSilence(t *testing.T) {
+	t.Parallel()
+	dir, c := setup(t)
+	_, err := servercert.New(dir, nil, c.now)
+	require.NoError(t, err)
+	require.NoError(t, os.Remove(dir.Path("ca.key")))
+	_, err = servercert.New(dir, nil, c.now)
+	require.ErrorContains(t, err, "put the key back")
+	require.NoFileExists(t, dir.Path("ca.key"))
+}
