@@ -72,8 +72,23 @@ func (h *Health) Add(name string, f Check) error {
 	return nil
 }
 
-// GRPC gives the server of grpc.health.v1.Health.
-func (h *Health) GRPC() grpc_health_v1.HealthServer { return h.grpc }
+// GRPC gives the server of grpc.health.v1.Health. Check answers NOT_SERVING for the server as a whole, "", also while a
+// readiness check fails.
+func (h *Health) GRPC() grpc_health_v1.HealthServer { return &grpcServer{Server: h.grpc, health: h} }
+
+type grpcServer struct {
+	*health.Server
+	health *Health
+}
+
+// Check implements grpc_health_v1.HealthServer.
+func (s *grpcServer) Check(ctx context.Context, r *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
+	answer, err := s.Server.Check(ctx, r)
+	if err != nil || r.GetService() != "" || s.health.Ready(ctx).Ready {
+		return answer, err
+	}
+	return &grpc_health_v1.HealthCheckResponse{Status: grpc_health_v1.HealthCheckResponse_NOT_SERVING}, nil
+}
 
 // Serving marks the gRPC services as SERVING; "" is the server as a whole.
 func (h *Health) Serving(services ...string) {

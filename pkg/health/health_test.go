@@ -141,3 +141,31 @@ func TestTheHandlersSpeakHTTP(t *testing.T) {
 	code, _ = ask(h.LiveHandler())
 	require.Equal(t, http.StatusOK, code)
 }
+
+func TestOverGRPCTheServerAsAWholeIsNotServingWhileACheckFails(t *testing.T) {
+	t.Parallel()
+	var away atomic.Bool
+	h := health.New(health.Config{CacheFor: time.Nanosecond})
+	require.NoError(t, h.Add("postgres", func(context.Context) error {
+		if away.Load() {
+			return errors.New("connection refused")
+		}
+		return nil
+	}))
+	h.Serving("", "some.Service")
+	for _, c := range []struct {
+		service string
+		away    bool
+		want    grpc_health_v1.HealthCheckResponse_ServingStatus
+	}{
+		{"", false, grpc_health_v1.HealthCheckResponse_SERVING},
+		{"", true, grpc_health_v1.HealthCheckResponse_NOT_SERVING},
+		{"some.Service", true, grpc_health_v1.HealthCheckResponse_SERVING},
+		{"", false, grpc_health_v1.HealthCheckResponse_SERVING},
+	} {
+		away.Store(c.away)
+		answer, err := h.GRPC().Check(t.Context(), &grpc_health_v1.HealthCheckRequest{Service: c.service})
+		require.NoError(t, err)
+		require.Equal(t, c.want, answer.GetStatus(), "%+v", c)
+	}
+}

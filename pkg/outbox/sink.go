@@ -232,7 +232,7 @@ func clean(s string) string {
 // PruneLoop is the loop of a receiver that forgets events older than InboxRetention.
 func PruneLoop(db *pg.DB) tick.Loop {
 	return tick.Loop{
-		Name:        "inbox_prune",
+		Name:        "inbox prune",
 		Description: "forgets the ids of events that were applied more than 7 days ago",
 		Interval:    time.Hour,
 		Run: func(ctx context.Context) (tick.Result, error) {

@@ -70,7 +70,7 @@ func (db *DB) once(ctx context.Context, o pgx.TxOptions, fn func(ctx context.Con
 // repeatable tells whether the transaction certainly did not happen and may be run again at once.
 func repeatable(err error) bool {
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return e.Code == codeSerializationFailure || e.Code == codeDeadlock
+		return e.Code == codeSerializationFailure || e.Code == codeDeadlock || e.Code == codeTooManyConnections
 	}
 	return pgconn.SafeToRetry(err)
 }

@@ -102,22 +102,10 @@ type readiness struct {
 }
 
 type serviceState struct {
-	Ready   bool      `json:"ready"`
-	Message string    `json:"message,omitempty"`
-	Time    time.Time `json:"time"`
-	Loops   []loop    `json:"loops,omitempty"`
-}
-
-// loop is what everybody may know of a loop: the text of an error is for the log.
-type loop struct {
-	Name        string     `json:"name"`
-	Description string     `json:"description"`
-	Interval    string     `json:"interval"`
-	Runs        uint64     `json:"runs"`
-	Errors      uint64     `json:"errors"`
-	OK          bool       `json:"ok"`
-	LastRun     *time.Time `json:"last_run,omitempty"`
-	Note        string     `json:"note,omitempty"`
+	Ready   bool          `json:"ready"`
+	Message string        `json:"message,omitempty"`
+	Time    time.Time     `json:"time"`
+	Loops   []tick.Report `json:"loops,omitempty"`
 }
 
 func ready(deps Deps) http.Handler {
@@ -136,25 +124,10 @@ func ready(deps Deps) http.Handler {
 			loops = deps.Loops()
 		}
 		for _, c := range report.Checks {
-			answer.Services[c.Name] = serviceState{Ready: c.OK, Message: c.Error, Time: c.Time, Loops: loopsOf(loops[c.Name])}
+			answer.Services[c.Name] = serviceState{Ready: c.OK, Message: c.Error, Time: c.Time, Loops: tick.Reports(loops[c.Name])}
 		}
 		write(w, status, answer)
 	})
-}
-
-func loopsOf(states []tick.State) []loop {
-	var out []loop
-	for _, s := range states {
-		l := loop{
-			Name: s.Name, Description: s.Description, Interval: s.Interval.String(), Note: s.Note,
-			Runs: s.Runs, Errors: s.Errors + s.Panics, OK: s.LastError == "",
-		}
-		if !s.LastRun.IsZero() {
-			l.LastRun = &s.LastRun
-		}
-		out = append(out, l)
-	}
-	return out
 }
 
 // publisher serves what relying parties fetch without a credential (RFC 5280, sections 4.2.1.13 and 4.2.2.1).

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -179,6 +180,18 @@ func GetSecrets(ctx context.Context, q Querier, issuerID string) (map[string][]b
 		return nil
 	})
 	return one("read issuer secrets", out, err)
+}
+
+// AnySecret reads one sealed secret of any issuer; ok is false when there is none.
+func AnySecret(ctx context.Context, q Querier) (issuerID, name string, sealed []byte, ok bool, err error) {
+	err = q.QueryRow(ctx, `SELECT issuer_id, name, sealed FROM issuer_secrets ORDER BY issuer_id, name LIMIT 1`).Scan(&issuerID, &name, &sealed)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", "", nil, false, nil
+	}
+	if err != nil {
+		return "", "", nil, false, fmt.Errorf("read an issuer secret: %w", err)
+	}
+	return issuerID, name, sealed, true, nil
 }
 
 // PutSecret stores one sealed secret.

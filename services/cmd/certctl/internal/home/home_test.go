@@ -2,6 +2,7 @@ package home_test
 
 import (
 	"os"
+	"strconv"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -103,4 +104,18 @@ func TestWhatWasSealedIsOpenedAfterARestart(t *testing.T) {
 	plain, err := box.Open(sealed, place)
 	require.NoError(t, err)
 	require.Equal(t, "plain", string(plain))
+}
+
+func TestADirectoryThatIsInUseNamesWhoHasIt(t *testing.T) {
+	t.Parallel()
+	dir, err := home.Open(t.TempDir())
+	require.NoError(t, err)
+	unlock, err := dir.Lock()
+	require.NoError(t, err)
+	_, err = dir.Lock()
+	require.ErrorContains(t, err, strconv.Itoa(os.Getpid()))
+	unlock()
+	unlock, err = dir.Lock()
+	require.NoError(t, err)
+	unlock()
 }

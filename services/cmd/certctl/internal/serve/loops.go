@@ -13,6 +13,10 @@ func loopsHandler(states func() map[string][]tick.State) http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		enc := json.NewEncoder(w)
 		enc.SetIndent("", "  ")
-		_ = enc.Encode(states()) // the client may be gone
+		reports := make(map[string][]tick.Report)
+		for service, s := range states() {
+			reports[service] = tick.Reports(s)
+		}
+		_ = enc.Encode(reports) // the client may be gone
 	})
 }

@@ -158,8 +158,8 @@ func (p *process) migrate(ctx context.Context) error {
 	return nil
 }
 
-// server makes the gRPC server of a service.
-func (p *process) server(name string, s service) (*rpc.Server, error) {
+// server makes the gRPC server of a service. It is not ready while its database does not answer.
+func (p *process) server(name string, s service, db *pg.DB) (*rpc.Server, error) {
 	cfg := rpc.ServerConfig{Service: name, InternalSecret: p.secret, DrainTimeout: drainTimeout, DrainNotice: drainNotice}
 	if l, ok := s.(interface{ LongLivedStreams() []string }); ok {
 		cfg.LongLivedStreams = l.LongLivedStreams()
@@ -172,17 +172,11 @@ func (p *process) server(name string, s service) (*rpc.Server, error) {
 		cfg.TLS = tlsConfig
 	}
 	deps := rpc.ServerDeps{Logger: p.log.Named(name), Registry: p.registry(name), Table: s.AuthzTable(), Explain: explainer(name)}
-	if a, ok := s.(interface {
-		Authenticator(peers rpc.Authenticator) rpc.Authenticator
-	}); ok {
-		peers, err := rpc.NewPeerAuthenticator(p.secret)
-		if err != nil {
-			return nil, err
-		}
-		deps.Authenticator = a.Authenticator(peers)
-	}
 	server, err := rpc.NewServer(cfg, deps)
 	if err != nil {
+		return nil, fmt.Errorf("serve %s: %w", name, err)
+	}
+	if err := server.Health().Add("postgres", db.Pool.Ping); err != nil {
 		return nil, fmt.Errorf("serve %s: %w", name, err)
 	}
 	s.Register(server)

@@ -20,6 +20,7 @@ import (
 	"github.com/certctl/certctl/gateway"
 	"github.com/certctl/certctl/pkg/embeddedpg"
 	"github.com/certctl/certctl/pkg/metrics"
+	"github.com/certctl/certctl/pkg/pg"
 	"github.com/certctl/certctl/pkg/rpc"
 	"github.com/certctl/certctl/pkg/rpcctx"
 	"github.com/certctl/certctl/pkg/run"
@@ -69,6 +70,11 @@ func All(ctx context.Context, cfg settings.Server, out io.Writer) (err error) {
 	if err := p.secrets(); err != nil {
 		return err
 	}
+	unlock, err := p.dir.Lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	var postgres *embeddedpg.Server
 	if p.databaseURL.IsZero() {
 		if postgres, err = p.startPostgres(ctx); err != nil {
@@ -237,7 +243,7 @@ func (p *process) startServices(ctx context.Context, g *run.Group, names ...stri
 			return err
 		}
 		p.services[name] = s
-		if err := p.listen(ctx, g, name, s); err != nil {
+		if err := p.listen(ctx, g, name, s, db); err != nil {
 			return err
 		}
 	}
@@ -253,8 +259,8 @@ func (p *process) startServices(ctx context.Context, g *run.Group, names ...stri
 	return nil
 }
 
-func (p *process) listen(ctx context.Context, g *run.Group, name string, s service) error {
-	server, err := p.server(name, s)
+func (p *process) listen(ctx context.Context, g *run.Group, name string, s service, db *pg.DB) error {
+	server, err := p.server(name, s, db)
 	if err != nil {
 		return err
 	}
@@ -324,10 +330,12 @@ func (p *process) startGateway(g *run.Group, ready func(url string) error) error
 	}
 	g.Go(nameGateway, func(ctx context.Context) error { return gw.Serve(ctx, lis) })
 	p.log.Info("gateway listens", zap.String("address", lis.Addr().String()))
-	if ready == nil {
-		return nil
+	url := "https://" + reachable(lis.Addr().String())
+	// For the client on this host.
+	if err := p.dir.Write(home.URLFile, []byte(url+"\n"), 0o644); err != nil || ready == nil {
+		return err
 	}
-	return ready("https://" + reachable(lis.Addr().String()))
+	return ready(url)
 }
 
 // reachable answers an address that this host can connect to.
@@ -399,9 +407,6 @@ func (p *process) joinToken(ctx context.Context) (secretbox.Secret, error) {
 
 // banner says where to go.
 func banner(out io.Writer, p *process, url string, took time.Duration) error {
-	if err := p.dir.Write(home.URLFile, []byte(url+"\n"), 0o644); err != nil {
-		return err
-	}
 	dir := string(p.dir)
 	if wd, err := os.Getwd(); err == nil {
 		if rel, err := filepath.Rel(wd, dir); err == nil && filepath.IsLocal(rel) {
@@ -418,8 +423,10 @@ certctl is ready (%.1f s).
 Try next, in another terminal:
 
   bin/certctl agents list
-  bin/certctl certificates create --name demo --dns demo.example.com --issuer iss-local
+  bin/certctl issuers list
   bin/certctl audit verify
+
+A first certificate, from a server of yours to a served renewal, takes five minutes: see README.md.
 
 `, took.Seconds(), url, url, filepath.Join(dir, home.APIKeyFile), filepath.Join(dir, home.CAFile))
 	return err
