@@ -450,7 +450,7 @@ func TestEachLoopRunsAndSaysWhatItIs(t *testing.T) {
 		names = append(names, l.Name)
 		require.NotEmpty(t, l.Description)
 	}
-	require.Equal(t, []string{"poll dispatch", "poll prune", "inbox_prune"}, names)
+	require.Equal(t, []string{"poll dispatch", "poll prune", "inbox prune"}, names)
 	s.eventually("all ran", func() bool {
 		for _, l := range s.replica.service.Loops() {
 			if l.Runs == 0 || l.Errors > 0 {
