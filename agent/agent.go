@@ -15,12 +15,12 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/certctl/certctl/agent/internal/control"
-	"github.com/certctl/certctl/agent/internal/disk"
 	"github.com/certctl/certctl/agent/internal/identity"
 	"github.com/certctl/certctl/agent/internal/journal"
 	"github.com/certctl/certctl/agent/internal/keystore"
 	"github.com/certctl/certctl/agent/internal/work"
 	"github.com/certctl/certctl/pkg/connector/target"
+	"github.com/certctl/certctl/pkg/disk"
 	"github.com/certctl/certctl/pkg/secretbox"
 	"github.com/certctl/certctl/pkg/tick"
 	"github.com/certctl/certctl/pkg/version"
@@ -80,6 +80,9 @@ func Run(ctx context.Context, cfg Config, deps Deps) error {
 		return fmt.Errorf("open data directory: %w", err)
 	}
 	unlock, err := disk.Lock(filepath.Join(cfg.DataDir, "lock"))
+	if other, ok := errors.AsType[*disk.InUseError](err); ok {
+		return fmt.Errorf("another agent works in this directory (pid %d); give each its own data directory", other.PID)
+	}
 	if err != nil {
 		return err
 	}

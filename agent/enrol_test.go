@@ -138,7 +138,9 @@ func TestTwoAgentsDoNotShareADirectory(t *testing.T) {
 	s := newServer(t)
 	cfg := config(t, s)
 	connect(t, s, cfg)
-	require.ErrorContains(t, start(t, cfg).wait(), "pid "+strconv.Itoa(os.Getpid()))
+	err := start(t, cfg).wait()
+	require.ErrorContains(t, err, "another agent works in this directory")
+	require.ErrorContains(t, err, "pid "+strconv.Itoa(os.Getpid()))
 }
 
 func TestUnusableSettingsAreErrorsAtOnce(t *testing.T) {

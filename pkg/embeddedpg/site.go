@@ -15,6 +15,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/certctl/certctl/pkg/disk"
 	"github.com/certctl/certctl/pkg/internal/pgserver"
 )
 
@@ -78,32 +79,11 @@ func (s site) socketNote() string { return filepath.Join(s.dir, "postgres.socket
 
 // lock takes the data directory for this process. The kernel gives it back however the process ends.
 func (s site) lock() (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(s.dir, "postgres.lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open lock of the data directory: %w", err)
+	unlock, err = disk.Lock(filepath.Join(s.dir, "postgres.lock"))
+	if other, ok := errors.AsType[*disk.InUseError](err); ok {
+		return nil, &InUseError{Dir: s.dir, PID: other.PID}
 	}
-	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	if errors.Is(err, syscall.EWOULDBLOCK) {
-		text := make([]byte, 20)
-		n, _ := f.ReadAt(text, 0)
-		pid, _ := strconv.Atoi(string(bytes.TrimSpace(text[:n]))) // 0 when it is not written yet
-		return nil, errors.Join(&InUseError{Dir: s.dir, PID: pid}, f.Close())
-	}
-	if err == nil {
-		err = writePID(f)
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("lock the data directory: %w", err), f.Close())
-	}
-	return func() { _ = f.Close() }, nil
-}
-
-func writePID(f *os.File) error {
-	if err := f.Truncate(0); err != nil {
-		return err
-	}
-	_, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
-	return err
+	return unlock, err
 }
 
 func (s site) prepare() error {

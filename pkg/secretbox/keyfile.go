@@ -2,15 +2,15 @@ package secretbox
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
+
+	"github.com/certctl/certctl/pkg/disk"
 )
 
 // maxKeyFile bounds what is read of a key file.
@@ -91,37 +91,6 @@ func LoadOrCreateKeys(path string) ([]Key, error) {
 	return LoadKeys(path)
 }
 
-func createKeyFile(path string) (err error) {
-	dir := filepath.Dir(path)
-	// CreateTemp opens with O_EXCL and mode 0600.
-	f, err := os.CreateTemp(dir, filepath.Base(path)+".new-*")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.Remove(f.Name())) }()
-	content := bytes.NewBufferString(keyFileHead + GenerateKey().encode() + "\n")
-	if err := writeSynced(f, content); err != nil {
-		return err
-	}
-	// Link, unlike rename, does not replace a file that came meanwhile.
-	if err := os.Link(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(dir)
-}
-
-func writeSynced(f *os.File, content *bytes.Buffer) error {
-	_, err := content.WriteTo(f)
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+func createKeyFile(path string) error {
+	return disk.Create(path, []byte(keyFileHead+GenerateKey().encode()+"\n"), 0o600)
 }

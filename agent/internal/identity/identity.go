@@ -12,7 +12,7 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/certctl/certctl/agent/internal/disk"
+	"github.com/certctl/certctl/pkg/disk"
 	"github.com/certctl/certctl/pkg/secretbox"
 )
 

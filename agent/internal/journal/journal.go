@@ -13,7 +13,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	"github.com/certctl/certctl/agent/internal/disk"
+	"github.com/certctl/certctl/pkg/disk"
 	agentv1 "github.com/certctl/certctl/proto/gen/go/certctl/agent/v1"
 )
 

@@ -26,7 +26,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/certctl/certctl/agent/internal/disk"
+	"github.com/certctl/certctl/pkg/disk"
 	"github.com/certctl/certctl/pkg/secretbox"
 )
 

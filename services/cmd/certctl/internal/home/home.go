@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/certctl/certctl/pkg/disk"
 	"github.com/certctl/certctl/pkg/secretbox"
 )
 
@@ -39,12 +40,8 @@ func Open(path string) (Dir, error) {
 	if err := os.MkdirAll(abs, 0o711); err != nil { //nolint:gosec // Postgres runs as another user and has to pass through
 		return "", fmt.Errorf("make data directory: %w", err)
 	}
-	info, err := os.Stat(abs)
-	if err != nil {
-		return "", fmt.Errorf("look at data directory: %w", err)
-	}
-	if info.Mode().Perm()&0o002 != 0 {
-		return "", fmt.Errorf("everybody may write to the data directory %s: give certctl one of its own, or chmod o-w %s", abs, abs)
+	if err := disk.RefuseShared(abs); err != nil {
+		return "", fmt.Errorf("data directory: %w", err)
 	}
 	return Dir(abs), nil
 }
@@ -95,7 +92,7 @@ func (d Dir) secret(name string) (secretbox.Secret, error) {
 // make makes a secret. Of two processes that start at once one makes it and both use it.
 func (d Dir) make(name string) (secretbox.Secret, error) {
 	s := base64.RawURLEncoding.EncodeToString(random())
-	err := d.place(name, []byte(s+"\n"), 0o600, os.Link) // unlike rename, link replaces nothing
+	err := disk.Create(d.Path(name), []byte(s+"\n"), 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		return d.secret(name)
 	}
@@ -110,37 +107,7 @@ func random() []byte {
 
 // Write replaces a file by rename, on disk before it returns.
 func (d Dir) Write(name string, data []byte, mode fs.FileMode) error {
-	return d.place(name, data, mode, os.Rename)
-}
-
-// place writes a file beside its place and puts it there whole.
-func (d Dir) place(name string, data []byte, mode fs.FileMode, put func(from, to string) error) error {
-	f, err := os.CreateTemp(string(d), ".new-*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	defer func() { _ = os.Remove(f.Name()) }() // gone already when it was renamed
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
-	if err == nil {
-		err = put(f.Name(), d.Path(name))
-	}
-	if err == nil {
-		err = d.sync()
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	return nil
-}
-
-// sync puts the names in the directory on disk.
-func (d Dir) sync() error {
-	f, err := os.Open(string(d))
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
+	return disk.Write(d.Path(name), data, mode)
 }
 
 // Box seals what is stored encrypted: with the given keys, or with one made in the directory.

@@ -36,12 +36,14 @@ type process struct {
 	issuerTypes issuer.Types
 
 	databaseURL secretbox.Secret
-	registries  map[string]*metrics.Registry
-	gatherers   []prometheus.Gatherer
-	services    map[string]service
-	bootstrap   []func(ctx context.Context) error
-	conns       []*grpc.ClientConn
-	databases   []*pg.DB
+	// sealed is what opens secrets at rest; see box.
+	sealed     *secretbox.Box
+	registries map[string]*metrics.Registry
+	gatherers  []prometheus.Gatherer
+	services   map[string]service
+	bootstrap  []func(ctx context.Context) error
+	conns      []*grpc.ClientConn
+	databases  []*pg.DB
 }
 
 func newProcess(cfg settings.Server, name string) (*process, error) {
@@ -65,6 +67,14 @@ func jsonOnly(cfg settings.Server, s string) string {
 		return s
 	}
 	return ""
+}
+
+// box opens and seals secrets at rest, with the key that is read, or made, once.
+func (p *process) box() (box *secretbox.Box, err error) {
+	if p.sealed == nil {
+		p.sealed, err = p.dir.Box(p.cfg.Secrets.Encryption)
+	}
+	return p.sealed, err
 }
 
 // registry answers the metrics of a part of the process.

@@ -114,7 +114,7 @@ func (p *process) secrets() (err error) {
 			return err
 		}
 	}
-	if _, err := p.dir.Box(p.cfg.Secrets.Encryption); err != nil {
+	if _, err := p.box(); err != nil {
 		return err
 	}
 	if own := unshared(p.cfg); len(own) > 0 {

@@ -91,7 +91,7 @@ func (p *process) issuance(db *pg.DB) (service, error) {
 	if err != nil {
 		return nil, err
 	}
-	box, err := p.dir.Box(p.cfg.Secrets.Encryption)
+	box, err := p.box()
 	if err != nil {
 		return nil, err
 	}

@@ -1,4 +1,5 @@
-// Package disk writes files so that a crash leaves the old content or the new, never half of it.
+// Package disk keeps a program's own files: written so that a crash leaves the old content or the new, never half of it, in
+// directories that one process at a time has.
 package disk
 
 import (
@@ -15,6 +16,16 @@ const staged = ".new-"
 
 // Write replaces a file by rename, with the given mode, and waits until file and directory are on disk.
 func Write(path string, data []byte, mode fs.FileMode) error {
+	return place(path, data, mode, os.Rename)
+}
+
+// Create is Write for a file that must not be there yet: of several that create it at once one does, and the others get
+// fs.ErrExist. Nobody ever sees half of it.
+func Create(path string, data []byte, mode fs.FileMode) error {
+	return place(path, data, mode, os.Link) // unlike rename, link replaces nothing
+}
+
+func place(path string, data []byte, mode fs.FileMode, put func(from, to string) error) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, staged+"*")
 	if err != nil {
@@ -25,8 +36,8 @@ func Write(path string, data []byte, mode fs.FileMode) error {
 	if err != nil {
 		return fmt.Errorf("stage %s: %w", filepath.Base(path), err)
 	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return fmt.Errorf("replace %s: %w", filepath.Base(path), err)
+	if err := put(f.Name(), path); err != nil {
+		return fmt.Errorf("put %s in place: %w", filepath.Base(path), err)
 	}
 	return Sync(dir)
 }
@@ -78,18 +89,23 @@ func Sweep(dir string) error {
 	return nil
 }
 
-// HomeDir makes the directory that the others are in. The mode of one that is there already is the operator's, and stays;
-// but one that everybody may write to is refused: others could put their own directories in the place of ours.
+// HomeDir makes a directory for a program's own files, for us alone. The mode of one that is there already is the
+// operator's, and stays; but see RefuseShared.
 func HomeDir(path string) error {
 	if err := makeDir(path); err != nil {
 		return err
 	}
+	return RefuseShared(path)
+}
+
+// RefuseShared fails for a directory that everybody may write to: others could put their own files in the place of ours.
+func RefuseShared(path string) error {
 	info, err := os.Stat(path)
 	if err != nil {
 		return fmt.Errorf("look at directory: %w", err)
 	}
 	if info.Mode().Perm()&0o002 != 0 {
-		return fmt.Errorf("everybody may write to %s: give the agent a directory of its own", path)
+		return fmt.Errorf("everybody may write to %s: choose a directory of its own, or chmod o-w %s", path, path)
 	}
 	return nil
 }

@@ -1,6 +1,8 @@
 package disk
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
@@ -55,9 +57,24 @@ func TestALockIsHeldByOneAtATime(t *testing.T) {
 	unlock, err := Lock(path)
 	require.NoError(t, err)
 	_, err = Lock(path)
-	require.ErrorContains(t, err, "another agent works in this directory")
+	other, ok := errors.AsType[*InUseError](err)
+	require.True(t, ok, "%v", err)
+	require.Equal(t, os.Getpid(), other.PID)
 	unlock()
 	unlock, err = Lock(path)
 	require.NoError(t, err)
 	unlock()
+}
+
+func TestAFileIsCreatedOnce(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, Create(path, []byte("first"), 0o600))
+	require.ErrorIs(t, Create(path, []byte("second"), 0o600), fs.ErrExist)
+	b, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.Equal(t, "first", string(b))
+	entries, err := os.ReadDir(filepath.Dir(path))
+	require.NoError(t, err)
+	require.Len(t, entries, 1)
 }
