@@ -45,6 +45,9 @@ type Config struct {
 	State string
 	// Due are the states in which a row may be claimed. The first is what a rescheduled row returns to when Leased is set.
 	Due []string
+	// Group is the column by which ClaimShared shares out its claims, such as the issuer; empty when nobody does. An index on
+	// (group, due_time, id), partial on the states that can be due, serves that claim.
+	Group string
 	// Leased is the state of a claimed row; empty leaves the state alone while the lease is held.
 	Leased string
 	// Now is the clock of tests; nil means the database's.
@@ -55,6 +58,7 @@ type Config struct {
 type Table struct {
 	cfg        Config
 	claim      string
+	shared     string
 	fence      string
 	reschedule string
 	extend     string
@@ -92,8 +96,10 @@ func New(cfg Config) (*Table, error) {
 
 func (c Config) validate() error {
 	names := append(strings.SplitN(c.Table, ".", 2), c.ID)
-	if c.State != "" {
-		names = append(names, c.State)
+	for _, column := range []string{c.State, c.Group} {
+		if column != "" {
+			names = append(names, column)
+		}
 	}
 	for _, name := range names {
 		if !identifier.MatchString(name) {
@@ -134,6 +140,7 @@ func (t *Table) prepare() {
 	ORDER BY due_time, ` + id + ` LIMIT $2 FOR UPDATE SKIP LOCKED)
 UPDATE ` + table + ` t SET ` + set + ` FROM due WHERE t.` + id + ` = due.` + id + `
 RETURNING t.` + id + `::text, t.lease_id, t.attempts, t.due_time`
+	t.shared = t.sharedClaim(set)
 	t.fence = ` WHERE ` + id + ` = $1 AND lease_id = $2`
 	t.reschedule = `UPDATE ` + table + ` SET lease_id = NULL, lease_until = NULL, attempts = GREATEST(attempts - $4, 0),
 	due_time = ` + now(3) + back + t.fence

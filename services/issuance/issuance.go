@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/certctl/certctl/pkg/connector/issuer"
+	"github.com/certctl/certctl/pkg/connector/issuer/account"
 	"github.com/certctl/certctl/pkg/outbox"
 	"github.com/certctl/certctl/pkg/page"
 	"github.com/certctl/certctl/pkg/pg"
@@ -47,9 +48,9 @@ type Config struct {
 	OrderDeadline  time.Duration // how long a CA that is away is tried for an order (24 h)
 	ReconcileDelay time.Duration // rest after a lost reply before the CA is asked (1 min)
 	CRLValidity    time.Duration // from a CRL's this update to its next (24 h)
-	PollMaxWait    time.Duration // how long a pending order is polled (10 min)
-	// PollMaxWaits is PollMaxWait by issuer type.
-	PollMaxWaits map[string]time.Duration
+	OrphanInterval time.Duration // comparison of CAs' lists of orders with the journal (1 h)
+	// AccountShare is the part of the rate of each CA account that this process may use (1).
+	AccountShare float64
 }
 
 func (c *Config) setDefaults() {
@@ -61,6 +62,7 @@ func (c *Config) setDefaults() {
 		{&c.EnrolmentGCInterval, time.Minute},
 		{&c.ReconcileInterval, 10 * time.Second},
 		{&c.RevocationInterval, 30 * time.Second},
+		{&c.OrphanInterval, time.Hour},
 	} {
 		if *d.value <= 0 {
 			*d.value = d.fallback
@@ -131,9 +133,10 @@ func New(cfg Config, deps Deps) (*Service, error) {
 func newCore(cfg Config, deps Deps) (*core.Core, error) {
 	return core.New(core.Config{
 		CallTimeout: cfg.CallTimeout, OrderDeadline: cfg.OrderDeadline, ReconcileDelay: cfg.ReconcileDelay, CRLValidity: cfg.CRLValidity,
-		PollMaxWait: cfg.PollMaxWait, PollMaxWaits: cfg.PollMaxWaits, BootstrapLocalIssuer: cfg.BootstrapLocalIssuer,
+		BootstrapLocalIssuer: cfg.BootstrapLocalIssuer,
 	}, core.Deps{
-		DB: deps.DB, Log: deps.Log, Box: deps.Box, Types: deps.IssuerTypes, Now: deps.Now,
+		Accounts: account.New(account.Config{Share: cfg.AccountShare}),
+		DB:       deps.DB, Log: deps.Log, Box: deps.Box, Types: deps.IssuerTypes, Now: deps.Now,
 		References: newReferences(deps.Peers.Inventory), Poller: newPoller(deps.Peers.AsyncPoller),
 	})
 }

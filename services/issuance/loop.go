@@ -22,7 +22,7 @@ const (
 	sweepBudget = 5 * time.Minute
 	// rowTimeout bounds the work on one row beyond its calls to the CA.
 	rowTimeout = 10 * time.Second
-	slots      = 8
+	slots      = 16
 )
 
 // loops are the group and what it works with.
@@ -62,7 +62,11 @@ func newLoops(cfg Config, deps Deps, c *core.Core) (*loops, error) {
 		},
 		tick.Loop{
 			Name: "order reconcile", Description: "finds orders whose reply was lost or whose CA was away", Interval: cfg.ReconcileInterval,
-			Budget: sweepBudget, Run: watched(orders, c, stuck),
+			Budget: sweepBudget, Run: watched(orders, c, stuck), Kick: c.OrderKick(),
+		},
+		tick.Loop{
+			Name: "orphan search", Description: "compares the CAs' own lists of orders with the journal", Interval: cfg.OrphanInterval,
+			Budget: sweepBudget, Run: l.searchOrphans,
 		},
 		tick.Loop{
 			Name: "revocation retry", Description: "tells CAs of revocations that they do not know yet", Interval: cfg.RevocationInterval,
@@ -95,6 +99,11 @@ func (l *loops) refreshCRLs(ctx context.Context) (tick.Result, error) {
 	return tick.Result{Rows: n}, err
 }
 
+func (l *loops) searchOrphans(ctx context.Context) (tick.Result, error) {
+	n, err := l.core.SweepOrphans(ctx)
+	return tick.Result{Rows: n}, err
+}
+
 func (l *loops) renewCAs(ctx context.Context) (tick.Result, error) {
 	n, err := l.core.RenewCAs(ctx)
 	return tick.Result{Rows: n}, err
@@ -109,11 +118,20 @@ func newRunner(queue string, table func() (*lease.Table, error), handle lease.Ha
 	if call <= 0 {
 		call = core.DefaultCallTimeout
 	}
-	return lease.NewRunner(
+	sharer, err := lease.NewSharer(lease.SharerDeps{Table: t, DB: deps.DB.Pool, Handle: handle, PerGroup: core.DefaultCallsPerIssuer})
+	if err != nil {
+		return nil, err
+	}
+	runner, err := lease.NewRunner(
 		// A row may take two calls: one to look for the order, one to submit it.
 		lease.RunnerConfig{Name: name + "_" + queue, Slots: slots, LeaseFor: 2*call + rowTimeout, Timeout: 2*call + rowTimeout},
-		lease.RunnerDeps{Table: t, DB: deps.DB.Pool, Handle: handle, Logger: deps.Log, Registry: deps.Metrics},
+		lease.RunnerDeps{Table: t, DB: deps.DB.Pool, Handle: sharer.Handle, Claim: sharer.Claim, Logger: deps.Log, Registry: deps.Metrics},
 	)
+	if err != nil {
+		return nil, err
+	}
+	sharer.OnRoom(runner.Kick)
+	return runner, nil
 }
 
 // watched is the sweep of the journal with the measure of what it should have found long ago.

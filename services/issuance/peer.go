@@ -7,6 +7,7 @@ import (
 
 	asyncpollerv1 "github.com/certctl/certctl/proto/gen/go/certctl/asyncpoller/v1"
 	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
+	issuancev1 "github.com/certctl/certctl/proto/gen/go/certctl/issuance/v1"
 )
 
 // references asks inventory.
@@ -43,6 +44,24 @@ func newPoller(conn grpc.ClientConnInterface) poller {
 func (p poller) PollNow(ctx context.Context, orderID string) error {
 	_, err := p.polls.PollNow(ctx, &asyncpollerv1.PollNowRequest{OrderId: orderID})
 	return err
+}
+
+// Polls gives the last questions to the CA about an order.
+func (p poller) Polls(ctx context.Context, orderID string) ([]*issuancev1.OrderPoll, error) {
+	got, err := p.polls.BatchGetPolls(ctx, &asyncpollerv1.BatchGetPollsRequest{OrderIds: []string{orderID}, IncludeHistory: true})
+	if err != nil {
+		return nil, err
+	}
+	var out []*issuancev1.OrderPoll
+	for _, poll := range got.GetPolls() {
+		for _, a := range poll.GetHistory() {
+			out = append(out, &issuancev1.OrderPoll{
+				Time: a.GetPollTime(), Duration: a.GetDuration(), Result: a.GetResult().String(), Reason: a.GetReason(), Message: a.GetMessage(),
+				NextPollTime: a.GetNextPollTime(),
+			})
+		}
+	}
+	return out, nil
 }
 
 // CancelPoll ends the watch of an order.

@@ -256,6 +256,43 @@ func TestAPendingOrderIsWaitedForAndNeverBoughtTwice(t *testing.T) {
 	require.Equal(t, 1, orders)
 }
 
+func TestAJobShowsWhatItsOrderWaitsForAndUntilWhenItDoes(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.orderAnswer = func(*issuancev1.SubmitOrderRequest) issuancev1.Order_Status { return issuancev1.Order_PENDING }
+	s.orderTrouble = &typev1.Problem{Reason: "CA_STILL_PENDING", Message: "still pending at the CA: waiting for approval"}
+	id := s.create(wanted{id: "cert-pending", agents: []string{"agent-1"}})
+	shown := func(j *schedulerv1.Job) bool {
+		return j.GetError().GetMessage() == "still pending at the CA: waiting for approval"
+	}
+	j := s.job(id, awaitingCA, shown)
+	s.until(j.GetDeadlineTime().AsTime().Add(-time.Hour)) // many looks later
+	s.job(id, awaitingCA, shown)
+	s.do(func() {
+		s.orderTrouble = nil
+		s.decideOrder(j.GetOrderId(), issuancev1.Order_ISSUED)
+	})
+	require.Nil(t, s.job(id, completed).GetError())
+}
+
+func TestWhatTheCATookIsNotBoughtAgainWithoutAHuman(t *testing.T) {
+	t.Parallel()
+	for _, reason := range []string{"CERTIFICATE_MISMATCH", "ORDER_DEADLINE"} {
+		t.Run(reason, func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t)
+			s.orderAnswer = func(*issuancev1.SubmitOrderRequest) issuancev1.Order_Status { return issuancev1.Order_FAILED }
+			s.orderTrouble = &typev1.Problem{Reason: reason, Message: "names: other.example.com was not asked for"}
+			id := s.create(wanted{id: "cert-wrong", agents: []string{"agent-1"}})
+			j := s.job(id, failed)
+			require.Equal(t, reason, j.GetError().GetReason())
+			require.Equal(t, int32(1), j.GetAttempt())
+			_, orders := s.counts()
+			require.Equal(t, 1, orders)
+		})
+	}
+}
+
 func TestALostReplyToAnOrderMakesNoSecondOrder(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)

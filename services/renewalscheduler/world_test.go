@@ -65,12 +65,13 @@ type world struct {
 	wrong       []string // calls that no right scheduler makes
 
 	// How the others behave.
-	agentAnswer func(agent string) (csr string, problem *typev1.Problem, permanent bool) // "", nil: silent
-	orderAnswer func(*issuancev1.SubmitOrderRequest) issuancev1.Order_Status
-	loseReplies int                      // of SubmitOrder, after accepting
-	down        map[string]error         // by method
-	hold        map[string]chan struct{} // by method: calls wait for it
-	csrProblems []*issuancev1.FieldViolation
+	agentAnswer  func(agent string) (csr string, problem *typev1.Problem, permanent bool) // "", nil: silent
+	orderAnswer  func(*issuancev1.SubmitOrderRequest) issuancev1.Order_Status
+	orderTrouble *typev1.Problem          // of all orders
+	loseReplies  int                      // of SubmitOrder, after accepting
+	down         map[string]error         // by method
+	hold         map[string]chan struct{} // by method: calls wait for it
+	csrProblems  []*issuancev1.FieldViolation
 
 	events chan *eventv1.Event
 	sink   eventv1.EventSinkServiceClient
@@ -333,7 +334,7 @@ func (w *world) SubmitOrder(ctx context.Context, req *issuancev1.SubmitOrderRequ
 
 func (w *world) order(id string) *issuancev1.Order {
 	req := w.orders[id]
-	return &issuancev1.Order{Id: id, CertificateId: req.GetCertificateId(), Status: w.statuses[id], AgentId: req.GetAgentId(), JobId: req.GetJobId()}
+	return &issuancev1.Order{Id: id, CertificateId: req.GetCertificateId(), Status: w.statuses[id], AgentId: req.GetAgentId(), JobId: req.GetJobId(), LastError: w.orderTrouble}
 }
 
 // decideOrder is the CA's decision; the lock is held.

@@ -4,6 +4,10 @@
 //	Issuer           asks for a certificate and fetches it
 //	Revoker          tells the CA that a certificate is revoked
 //	Finder           finds an order whose reply was lost
+//	Lister           lists what the CA has, for comparing it with the journal
+//	Canceller        gives up an order that is pending at the CA
+//	Tester           tells whether settings and credentials work
+//	Metered          shows the guard of the CA account that calls go through
 //	CRLSigner        signs a CRL over entries that the caller keeps
 //	RenewalInformer  tells when the CA wants a certificate renewed (RFC 9773)
 //	ChainProvider    gives the certificates above the leaf before anything is issued
@@ -14,11 +18,13 @@ package issuer
 
 import (
 	"context"
+	"crypto"
 	"crypto/x509"
 	"math/big"
 	"time"
 
 	"github.com/certctl/certctl/pkg/connector/certcheck"
+	"github.com/certctl/certctl/pkg/connector/issuer/account"
 )
 
 // Issuer asks a CA for certificates. Implementations are safe for concurrent use. Errors are one of *PermanentError,
@@ -34,15 +40,43 @@ type Issuer interface {
 	Poll(ctx context.Context, ref Ref) (Submission, error)
 }
 
-// Revoker tells the CA that a certificate is revoked. A certificate that is revoked already is a success.
+// Revoker tells the CA that a certificate is revoked. A certificate that is revoked already is a success. It may be
+// repeated: where a human at the CA has to approve, the answer is AwaitingApproval, and the same call, with
+// RevokeRequest.Request set to what was answered, tells later how that went and asks for nothing twice.
 type Revoker interface {
-	Revoke(ctx context.Context, r RevokeRequest) error
+	Revoke(ctx context.Context, r RevokeRequest) (Revocation, error)
 }
 
 // Finder looks for an order at the CA when the reply to Submit was lost. ok is false when the CA has no such order,
-// so that it may be submitted (again); an error means that this could not be told.
+// so that it may be submitted (again); an error means that this could not be told. A CA that shows an order only some
+// time after it took it is such a case: until that time is over (FindRequest.LastSubmitted), the answer is a RetryError.
 type Finder interface {
 	FindOrder(ctx context.Context, r FindRequest) (found Submission, ok bool, err error)
+}
+
+// Lister lists the orders that a CA has, whoever placed them, so that those which the journal does not know are seen.
+type Lister interface {
+	ListOrders(ctx context.Context, r ListRequest) (Listing, error)
+	// OrderKey gives the ListedOrder.Key of an order by a reference that Submit, Poll or FindOrder gave; empty when the
+	// reference does not hold it yet. Orders that are re-issued under one order of the CA have one key.
+	OrderKey(ref Ref) string
+}
+
+// Canceller gives up an order that is pending at the CA. One that the CA has ended already is a success.
+type Canceller interface {
+	Cancel(ctx context.Context, ref Ref) error
+}
+
+// Tester asks the CA something that costs nothing and changes nothing: whether it is there, whether it takes the
+// credentials, whether it has what the settings name (organisation, product, profile). Wrong settings are a
+// PermanentError with FaultConfiguration and the Field that is at fault.
+type Tester interface {
+	Test(ctx context.Context) error
+}
+
+// Metered shows the guard that all calls of this issuer go through, for those who plan calls.
+type Metered interface {
+	Account() *account.Guard
 }
 
 // CRLSigner signs a certificate revocation list (RFC 5280, section 5) and gives it as DER.
@@ -123,10 +157,31 @@ type Submission struct {
 
 // RevokeRequest names the certificate to revoke in each way that some CA needs.
 type RevokeRequest struct {
-	Ref         Ref
+	Ref         Ref // of the order
 	Certificate *x509.Certificate
 	Reason      Reason
 	RevokedAt   time.Time
+	// Request is Revocation.Request of the answer before; nil with the first call.
+	Request Ref
+}
+
+// RevocationState is how a revocation is at the CA.
+type RevocationState string
+
+// The states of a revocation at the CA.
+const (
+	Revoked          RevocationState = "REVOKED"
+	AwaitingApproval RevocationState = "AWAITING_APPROVAL" // nothing is revoked until a human at the CA says so
+)
+
+// Revocation is how a revocation is. One that a human refused is a PermanentError.
+type Revocation struct {
+	State RevocationState
+	// Request is how the CA calls the request for approval.
+	Request Ref
+	Detail  string // for people
+	// RetryAfter is the CA's wish for the next question; zero if it has none.
+	RetryAfter time.Duration
 }
 
 // FindRequest describes an order whose reply was lost.
@@ -136,6 +191,44 @@ type FindRequest struct {
 	Names        certcheck.Names
 	SerialNumber *big.Int  // nil if the CA chooses it
 	Since        time.Time // when the order was submitted for the first time
+	// LastSubmitted is when the order was submitted for the last time, which is what a CA that shows orders late has to be
+	// given time from; zero: Since.
+	LastSubmitted time.Time
+	// PublicKey is that of the CSR, for CAs that show certificates and no CSRs.
+	PublicKey crypto.PublicKey
+	// Ref is what is known of the order (UnknownOutcomeError.Ref), nil if nothing.
+	Ref Ref
+	// Previous is the reference of the order that this one renews, as in SubmitRequest: where a renewal is a re-issue,
+	// it is to be found under the old order.
+	Previous Ref
+}
+
+// ListRequest is one page of what a CA has.
+type ListRequest struct {
+	Since time.Time // orders placed then or later
+	Page  string    // Listing.Next of the page before; empty: the first
+}
+
+// Listing is one page of a CA's orders.
+type Listing struct {
+	Orders []ListedOrder
+	Next   string // empty: this was the last page
+}
+
+// ListedOrder is an order as the CA lists it.
+type ListedOrder struct {
+	// Key is what tells this order from all others of the CA account; it never changes.
+	Key string
+	// Ref is a reference that Poll takes.
+	Ref Ref
+	// OrderID is SubmitRequest.OrderID, where the CA shows what the order was placed with; empty if it does not.
+	OrderID      string
+	State        State
+	CommonName   string
+	DNSNames     []string
+	SerialNumber string    // lower-case hex; empty if there is none yet
+	PlacedAt     time.Time // zero if the CA does not say
+	Detail       string    // for people: the CA's own word for its state, who asked for it
 }
 
 // CRLRequest is the content of a CRL.
@@ -163,12 +256,19 @@ type Window struct {
 
 // Capabilities is what a connector can do, so that what it cannot do is refused up front.
 type Capabilities struct {
-	Async        bool          `json:"async"`         // Submit may answer PENDING
-	Revocation   bool          `json:"revocation"`    // implements Revoker
-	CRL          bool          `json:"crl"`           // implements CRLSigner
-	OCSP         bool          `json:"ocsp"`          // the CA answers OCSP
-	ARI          bool          `json:"ari"`           // implements RenewalInformer
-	Find         bool          `json:"find"`          // implements Finder
-	SerialNumber bool          `json:"serial_number"` // honours SubmitRequest.SerialNumber
-	MaxValidity  time.Duration `json:"-"`             // zero: no bound that is known beforehand
+	Async        bool `json:"async"`         // Submit may answer PENDING
+	Revocation   bool `json:"revocation"`    // implements Revoker
+	CRL          bool `json:"crl"`           // implements CRLSigner
+	OCSP         bool `json:"ocsp"`          // the CA answers OCSP
+	ARI          bool `json:"ari"`           // implements RenewalInformer
+	Find         bool `json:"find"`          // implements Finder
+	List         bool `json:"list"`          // implements Lister
+	Cancel       bool `json:"cancel"`        // implements Canceller
+	Reissue      bool `json:"reissue"`       // uses SubmitRequest.Previous: a renewal is a re-issue or renewal at the CA
+	SerialNumber bool `json:"serial_number"` // honours SubmitRequest.SerialNumber
+	// Reasons are those that the CA can be told; empty: all. Another one is refused when a revocation is asked for.
+	Reasons []Reason `json:"-"`
+	// PendingDeadline is how long an order may be pending before it has failed, where the issuer does not say; zero: 30 days.
+	PendingDeadline time.Duration `json:"-"`
+	MaxValidity     time.Duration `json:"-"` // zero: no bound that is known beforehand
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/certctl/certctl/pkg/connector/issuer/account"
 	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/secretbox"
 )
@@ -42,6 +43,8 @@ type Config struct {
 // Deps is what a connector may use of its surroundings.
 type Deps struct {
 	Now func() time.Time // nil: time.Now
+	// Accounts are the guards of this process, one per CA account; nil: the issuer gets one of its own.
+	Accounts *account.Accounts
 }
 
 // Clock gives the function that tells the time.

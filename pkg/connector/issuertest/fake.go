@@ -251,20 +251,21 @@ func (f *Fake) FindOrder(ctx context.Context, r issuer.FindRequest) (issuer.Subm
 }
 
 // Revoke notes the reason.
-func (f *Fake) Revoke(ctx context.Context, r issuer.RevokeRequest) error {
+func (f *Fake) Revoke(ctx context.Context, r issuer.RevokeRequest) (issuer.Revocation, error) {
 	if err := f.before(ctx); err != nil {
-		return err
+		return issuer.Revocation{}, err
 	}
 	if !r.Reason.Valid() {
-		return issuer.Permanent("REASON_NOT_SUPPORTED", "nothing can be revoked for %s", r.Reason)
+		return issuer.Revocation{}, issuer.Permanent("REASON_NOT_SUPPORTED", "nothing can be revoked for %s", r.Reason)
 	}
-	return f.store.update(func(s *fakeState) error {
+	err := f.store.update(func(s *fakeState) error {
 		o, err := s.byRef(r.Ref)
 		if err == nil && o.Revoked == nil {
 			o.Revoked = &r.Reason
 		}
 		return err
 	})
+	return issuer.Revocation{State: issuer.Revoked}, err
 }
 
 // Chain gives the fake's CA.

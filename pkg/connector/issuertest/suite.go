@@ -4,12 +4,11 @@ package issuertest
 
 import (
 	"context"
+	"crypto"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
-	"math/big"
 	"slices"
 	"sync"
 	"testing"
@@ -38,6 +37,21 @@ type Suite struct {
 	KeyAlgorithms []certcheck.KeyAlgorithm
 	// DNSOnly is for CAs that certify DNS names and nothing else.
 	DNSOnly bool
+	// Lifetime of the certificates that are asked for; the constant of this package if zero.
+	Lifetime time.Duration
+	// WholeDays is for CAs whose certificates end with a day: up to 24 hours more than were asked for.
+	WholeDays bool
+	// NoIdempotency is for CAs that make another order of the same request. Instead of submitting twice, the suite requires
+	// that FindOrder finds the order, so that nobody needs to.
+	NoIdempotency bool
+
+	// Hold makes an issuer whose orders wait for a human; nil: orders cannot be cancelled, or never wait.
+	Hold func(t testing.TB) issuer.Issuer
+	// Wrong makes issuers of which one setting is wrong, by the name of the setting; for those that are a Tester.
+	Wrong func(t testing.TB) map[string]issuer.Issuer
+	// Approval makes an issuer whose revocations wait for a human, and decide, which approves or rejects what waits; nil:
+	// revocations never wait.
+	Approval func(t testing.TB) (i issuer.Issuer, decide func(approve bool))
 }
 
 // Run tests everything that callers rely on.
@@ -45,6 +59,9 @@ func Run(t *testing.T, s Suite) {
 	t.Helper()
 	if s.MaxPolls == 0 {
 		s.MaxPolls = 20
+	}
+	if s.Lifetime == 0 {
+		s.Lifetime = Lifetime
 	}
 	if len(s.KeyAlgorithms) == 0 {
 		s.KeyAlgorithms = []certcheck.KeyAlgorithm{certcheck.ECDSAP256, certcheck.ECDSAP384, certcheck.RSA2048, certcheck.Ed25519}
@@ -70,6 +87,11 @@ func Run(t *testing.T, s Suite) {
 		{"broken key usage is a permanent error", testKeyUsage},
 		{"revocation can be repeated", testRevoke},
 		{"order whose reply was lost is found or may be placed again", testFind},
+		{"order that was placed is found by everybody who looks", testFindAgain},
+		{"list of orders holds each once, with a key that stays", testList},
+		{"order that waits can be cancelled", testCancel},
+		{"settings that are wrong are told by their name", testWrongSettings},
+		{"revocation that waits for approval is asked for once", testApproval},
 		{"CRL is signed and complete", testCRL},
 		{"chain leads to a root", testChain},
 	} {
@@ -91,6 +113,10 @@ func testType(t *testing.T, s Suite) {
 	require.Equal(t, caps.ARI, informs, "Capabilities.ARI and RenewalInformer")
 	_, finds := i.(issuer.Finder)
 	require.Equal(t, caps.Find, finds, "Capabilities.Find and Finder")
+	_, lists := i.(issuer.Lister)
+	require.Equal(t, caps.List, lists, "Capabilities.List and Lister")
+	_, cancels := i.(issuer.Canceller)
+	require.Equal(t, caps.Cancel, cancels, "Capabilities.Cancel and Canceller")
 }
 
 func testUnknownSetting(t *testing.T, s Suite) {
@@ -102,14 +128,14 @@ func testIssues(t *testing.T, s Suite) {
 	i := s.New(t)
 	for n, algorithm := range s.KeyAlgorithms {
 		key := NewKey(t, algorithm)
-		r := NewRequest(t, fmt.Sprintf("ord-issue-%d", n), key, s.names(t))
+		r := s.request(t, fmt.Sprintf("ord-issue-%d", n), key, s.names(t))
 		s.check(t, i, r, s.finish(t, i, s.submit(t, i, r)))
 	}
 }
 
 func testForeignCSRNames(t *testing.T, s Suite) {
 	i, key := s.New(t), NewKey(t, certcheck.ECDSAP256)
-	r := NewRequest(t, "ord-foreign", key, s.names(t))
+	r := s.request(t, "ord-foreign", key, s.names(t))
 	r.CSR = NewCSR(t, key, Names(t, "somebody-else.example.net"))
 	sub, err := i.Submit(t.Context(), r)
 	if err != nil {
@@ -120,8 +146,11 @@ func testForeignCSRNames(t *testing.T, s Suite) {
 }
 
 func testSameOrder(t *testing.T, s Suite) {
+	if s.NoIdempotency {
+		t.Skip("the CA would make another order")
+	}
 	i := s.New(t)
-	r := NewRequest(t, "ord-same", NewKey(t, certcheck.ECDSAP256), s.names(t))
+	r := s.request(t, "ord-same", NewKey(t, certcheck.ECDSAP256), s.names(t))
 	first := s.submit(t, i, r)
 	again := s.submit(t, i, r)
 	require.Equal(t, first.Ref, again.Ref)
@@ -132,8 +161,11 @@ func testSameOrder(t *testing.T, s Suite) {
 }
 
 func testConcurrent(t *testing.T, s Suite) {
+	if s.NoIdempotency {
+		t.Skip("the CA would make other orders")
+	}
 	i := s.New(t)
-	r := NewRequest(t, "ord-concurrent", NewKey(t, certcheck.ECDSAP256), s.names(t))
+	r := s.request(t, "ord-concurrent", NewKey(t, certcheck.ECDSAP256), s.names(t))
 	var mu sync.Mutex
 	var subs []issuer.Submission
 	g, ctx := errgroup.WithContext(t.Context())
@@ -157,7 +189,7 @@ func testDifferentOrders(t *testing.T, s Suite) {
 	i, key := s.New(t), NewKey(t, certcheck.ECDSAP256)
 	serials := map[string]bool{}
 	for n := range 5 {
-		r := NewRequest(t, fmt.Sprintf("ord-different-%d", n), key, s.names(t))
+		r := s.request(t, fmt.Sprintf("ord-different-%d", n), key, s.names(t))
 		leaf := s.check(t, i, r, s.finish(t, i, s.submit(t, i, r))).Leaf
 		serials[issuer.FormatSerial(leaf.SerialNumber)] = true
 	}
@@ -166,15 +198,15 @@ func testDifferentOrders(t *testing.T, s Suite) {
 
 func testNotAfter(t *testing.T, s Suite) {
 	i := s.New(t)
-	r := NewRequest(t, "ord-bound", NewKey(t, certcheck.ECDSAP256), s.names(t))
-	r.NotAfter = time.Now().Add(Lifetime / 2)
+	r := s.request(t, "ord-bound", NewKey(t, certcheck.ECDSAP256), s.names(t))
+	r.NotAfter = time.Now().Add(s.Lifetime / 2)
 	chain := s.check(t, i, r, s.finish(t, i, s.submit(t, i, r)))
 	require.False(t, chain.Leaf.NotAfter.After(r.NotAfter))
 }
 
 func testCancelled(t *testing.T, s Suite) {
 	i := s.New(t)
-	r := NewRequest(t, "ord-cancelled", NewKey(t, certcheck.ECDSAP256), s.names(t))
+	r := s.request(t, "ord-cancelled", NewKey(t, certcheck.ECDSAP256), s.names(t))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, err := i.Submit(ctx, r)
@@ -185,7 +217,7 @@ func testCancelled(t *testing.T, s Suite) {
 
 func testRefJSON(t *testing.T, s Suite) {
 	i := s.New(t)
-	r := NewRequest(t, "ord-ref", NewKey(t, certcheck.ECDSAP256), s.names(t))
+	r := s.request(t, "ord-ref", NewKey(t, certcheck.ECDSAP256), s.names(t))
 	sub := s.submit(t, i, r)
 	require.NotEmpty(t, sub.Ref)
 	text, err := json.Marshal(sub.Ref)
@@ -208,7 +240,7 @@ func testPollPrompt(t *testing.T, s Suite) {
 		t.Skip("answers at once")
 	}
 	i := s.New(t)
-	sub := s.submit(t, i, NewRequest(t, "ord-prompt", NewKey(t, certcheck.ECDSAP256), s.names(t)))
+	sub := s.submit(t, i, s.request(t, "ord-prompt", NewKey(t, certcheck.ECDSAP256), s.names(t)))
 	ctx, cancel := context.WithTimeout(t.Context(), promptly)
 	defer cancel()
 	for range 3 {
@@ -218,102 +250,40 @@ func testPollPrompt(t *testing.T, s Suite) {
 }
 
 func testNoNames(t *testing.T, s Suite) {
-	r := NewRequest(t, "ord-no-names", NewKey(t, certcheck.ECDSAP256), s.names(t))
+	r := s.request(t, "ord-no-names", NewKey(t, certcheck.ECDSAP256), s.names(t))
 	r.Names = certcheck.Names{}
 	_, err := s.New(t).Submit(t.Context(), r)
 	requirePermanent(t, err)
 }
 
 func testNoLifetime(t *testing.T, s Suite) {
-	r := NewRequest(t, "ord-no-lifetime", NewKey(t, certcheck.ECDSAP256), s.names(t))
+	r := s.request(t, "ord-no-lifetime", NewKey(t, certcheck.ECDSAP256), s.names(t))
 	r.Lifetime = 0
 	_, err := s.New(t).Submit(t.Context(), r)
 	requirePermanent(t, err)
 }
 
 func testKeyUsage(t *testing.T, s Suite) {
-	r := NewRequest(t, "ord-key-usage", NewKey(t, certcheck.ECDSAP256), s.names(t))
+	r := s.request(t, "ord-key-usage", NewKey(t, certcheck.ECDSAP256), s.names(t))
 	r.KeyUsage = x509.KeyUsageCertSign
 	_, err := s.New(t).Submit(t.Context(), r)
 	requirePermanent(t, err)
 }
 
-func testRevoke(t *testing.T, s Suite) {
-	i := s.New(t)
-	revoker, ok := i.(issuer.Revoker)
-	if !ok {
-		t.Skip("does not revoke")
-	}
-	r := NewRequest(t, "ord-revoke", NewKey(t, certcheck.ECDSAP256), s.names(t))
-	sub := s.finish(t, i, s.submit(t, i, r))
-	revoke := issuer.RevokeRequest{
-		Ref: sub.Ref, Certificate: s.check(t, i, r, sub).Leaf, Reason: issuer.Superseded, RevokedAt: time.Now(),
-	}
-	require.NoError(t, revoker.Revoke(t.Context(), revoke))
-	require.NoError(t, revoker.Revoke(t.Context(), revoke), "a revoked certificate is a success")
-	revoke.Reason = issuer.RemoveFromCRL
-	requirePermanent(t, revoker.Revoke(t.Context(), revoke))
+// request is NewRequest with the lifetime of the suite.
+func (s Suite) request(t testing.TB, orderID string, key crypto.Signer, n certcheck.Names) issuer.SubmitRequest {
+	t.Helper()
+	r := NewRequest(t, orderID, key, n)
+	r.Lifetime = s.Lifetime
+	return r
 }
 
-func testFind(t *testing.T, s Suite) {
-	i := s.New(t)
-	finder, ok := i.(issuer.Finder)
-	if !ok {
-		t.Skip("does not find orders")
+// reason is one that the CA can be told.
+func (s Suite) reason() issuer.Reason {
+	if reasons := s.Type.Capabilities.Reasons; len(reasons) > 0 && !slices.Contains(reasons, issuer.Superseded) {
+		return reasons[0]
 	}
-	r := NewRequest(t, "ord-find", NewKey(t, certcheck.ECDSAP256), s.names(t))
-	find := issuer.FindRequest{
-		OrderID: r.OrderID, CSRSHA256: sha256.Sum256(r.CSR.Raw), Names: r.Names, SerialNumber: r.SerialNumber, Since: r.RequestedAt,
-	}
-	_, found, err := finder.FindOrder(t.Context(), find)
-	require.NoError(t, err)
-	require.False(t, found, "nothing was placed")
-	sub := s.submit(t, i, r)
-	again, found, err := finder.FindOrder(t.Context(), find)
-	require.NoError(t, err)
-	if !found {
-		again = s.submit(t, i, r)
-	}
-	require.Equal(t, sub.Ref, again.Ref)
-	require.Equal(t, string(s.finish(t, i, sub).CertificatePEM), string(s.finish(t, i, again).CertificatePEM))
-}
-
-func testCRL(t *testing.T, s Suite) {
-	i := s.New(t)
-	signer, ok := i.(issuer.CRLSigner)
-	if !ok {
-		t.Skip("does not sign CRLs")
-	}
-	provider, ok := i.(issuer.ChainProvider)
-	require.True(t, ok, "who signs CRLs gives the chain that verifies them")
-	chain, err := provider.Chain(t.Context())
-	require.NoError(t, err)
-	now := time.Now().UTC().Truncate(time.Second)
-	der, err := signer.SignCRL(t.Context(), issuer.CRLRequest{
-		Number: big.NewInt(7), ThisUpdate: now, NextUpdate: now.Add(time.Hour),
-		Entries: []issuer.CRLEntry{{SerialNumber: big.NewInt(42), RevokedAt: now, Reason: issuer.KeyCompromise}},
-	})
-	require.NoError(t, err)
-	crl, err := x509.ParseRevocationList(der)
-	require.NoError(t, err)
-	require.NoError(t, crl.CheckSignatureFrom(chain[0]))
-	require.Zero(t, crl.Number.Cmp(big.NewInt(7)))
-	require.Len(t, crl.RevokedCertificateEntries, 1)
-	require.Zero(t, crl.RevokedCertificateEntries[0].SerialNumber.Cmp(big.NewInt(42)))
-	require.Equal(t, int(issuer.KeyCompromise), crl.RevokedCertificateEntries[0].ReasonCode)
-}
-
-func testChain(t *testing.T, s Suite) {
-	p, ok := s.New(t).(issuer.ChainProvider)
-	if !ok {
-		t.Skip("does not give its chain")
-	}
-	chain, err := p.Chain(t.Context())
-	require.NoError(t, err)
-	require.NotEmpty(t, chain)
-	for n, c := range chain[1:] {
-		require.NoError(t, chain[n].CheckSignatureFrom(c))
-	}
+	return issuer.Superseded
 }
 
 // names are new ones for each order, of all kinds that the CA takes.
@@ -360,6 +330,9 @@ func (s Suite) check(t testing.TB, i issuer.Issuer, r issuer.SubmitRequest, sub 
 	want := certcheck.Issued{
 		PublicKey: r.CSR.PublicKey, Names: r.Names, Now: time.Now(), ExtKeyUsages: r.ExtKeyUsages,
 		NotAfter: r.RequestedAt.Add(r.Lifetime + promptly),
+	}
+	if s.WholeDays {
+		want.NotAfter = want.NotAfter.Add(24 * time.Hour)
 	}
 	if s.Type.Capabilities.SerialNumber {
 		want.SerialNumber = r.SerialNumber

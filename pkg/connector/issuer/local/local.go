@@ -91,19 +91,19 @@ func (i *Issuer) FindOrder(ctx context.Context, _ issuer.FindRequest) (issuer.Su
 
 // Revoke makes sure that the certificate is one of this CA's and the reason one that a CRL can carry. The revocation
 // itself takes effect with the next CRL.
-func (i *Issuer) Revoke(ctx context.Context, r issuer.RevokeRequest) error {
+func (i *Issuer) Revoke(ctx context.Context, r issuer.RevokeRequest) (issuer.Revocation, error) {
 	if err := issuer.NotSent(ctx); err != nil {
-		return err
+		return issuer.Revocation{}, err
 	}
 	switch {
 	case !r.Reason.Valid():
-		return issuer.Permanent("REASON_NOT_SUPPORTED", "nothing can be revoked for %s", r.Reason)
+		return issuer.Revocation{}, issuer.Permanent("REASON_NOT_SUPPORTED", "nothing can be revoked for %s", r.Reason)
 	case r.Certificate == nil:
-		return issuer.Permanent("CERTIFICATE_MISSING", "revocation needs the certificate")
+		return issuer.Revocation{}, issuer.Permanent("CERTIFICATE_MISSING", "revocation needs the certificate")
 	case !bytes.Equal(r.Certificate.RawIssuer, i.ca.certificate.RawSubject) || r.Certificate.CheckSignatureFrom(i.ca.certificate) != nil:
-		return issuer.Permanent("CERTIFICATE_FOREIGN", "the certificate was not issued by %q", i.ca.certificate.Subject)
+		return issuer.Revocation{}, issuer.Permanent("CERTIFICATE_FOREIGN", "the certificate was not issued by %q", i.ca.certificate.Subject)
 	}
-	return nil
+	return issuer.Revocation{State: issuer.Revoked}, nil
 }
 
 // Chain gives the issuing certificate, those above it, and the root.

@@ -123,10 +123,13 @@ func (c *Core) revokeVersion(ctx context.Context, t *store.Tx, row store.Certifi
 	if err != nil {
 		return nil, err
 	}
+	now := time.Now().UTC().Truncate(time.Microsecond) // what Postgres keeps: a repeat answers the same
 	if v.RevocationTime != nil {
+		if v.RevocationState == "FAILED" {
+			return c.revokeAgain(ctx, t, row, r, reason, now)
+		}
 		return revocationOf(row.ID, v.RevocationReason, *v.RevocationTime, []store.Version{v}), nil
 	}
-	now := time.Now().UTC().Truncate(time.Microsecond) // what Postgres keeps: a repeat answers the same
 	versions, err := t.RevokeVersions(ctx, row.ID, r.GetVersion(), reason, now)
 	if err != nil {
 		return nil, err
@@ -153,6 +156,9 @@ func (c *Core) revokeAll(ctx context.Context, t *store.Tx, row store.Certificate
 		if err != nil {
 			return nil, err
 		}
+		if slices.ContainsFunc(versions, func(v store.Version) bool { return v.RevocationState == "FAILED" }) {
+			return c.revokeAgain(ctx, t, row, r, reason, now)
+		}
 		return revocationOf(row.ID, row.RevocationReason, *row.RevocationTime, versions), nil
 	}
 	versions, err := t.RevokeVersions(ctx, row.ID, 0, reason, now)
@@ -173,6 +179,19 @@ func (c *Core) revokeAll(ctx context.Context, t *store.Tx, row store.Certificate
 	return revocationOf(row.ID, reason, now, versions), nil
 }
 
+// revokeAgain tells the CA once more of what it refused, perhaps for another reason.
+func (c *Core) revokeAgain(ctx context.Context, t *store.Tx, row store.Certificate, r *inventoryv1.RevokeCertificateRequest, reason string, now time.Time) (*inventoryv1.Revocation, error) {
+	versions, err := t.RetryRevocations(ctx, row.ID, r.GetVersion(), reason, now)
+	if err != nil {
+		return nil, err
+	}
+	again := c.revoked(ctx, row, versions, r.GetReason())
+	again.Certificate.RevocationTime = timestamppb.New(now)
+	tell(t, toIssuance, "version.revoked", resourceCertificate, row.ID, again)
+	audit(ctx, t, "certificate.revocation_retried", resourceCertificate, row.ID, map[string]any{"reason": reason, "versions": len(versions)})
+	return revocationOf(row.ID, reason, now, versions), nil
+}
+
 func (c *Core) revoked(ctx context.Context, row store.Certificate, versions []store.Version, reason typev1.RevocationReason) *inventoryv1.CertificateChanged {
 	return &inventoryv1.CertificateChanged{
 		Certificate: view.Certificate(row), Actor: actor(ctx), RevokedVersions: view.RevokedVersions(versions), RevocationReason: reason,
@@ -181,8 +200,10 @@ func (c *Core) revoked(ctx context.Context, row store.Certificate, versions []st
 
 func revocationOf(id, reason string, at time.Time, versions []store.Version) *inventoryv1.Revocation {
 	state := inventoryv1.Revocation_REVOKED
-	if slices.ContainsFunc(versions, func(v store.Version) bool { return v.RevocationState == "PENDING" }) {
-		state = inventoryv1.Revocation_PENDING
+	for _, s := range []string{"AWAITING_APPROVAL", "FAILED", "PENDING"} { // the last that there is decides
+		if slices.ContainsFunc(versions, func(v store.Version) bool { return v.RevocationState == s }) {
+			state = view.RevocationState(s)
+		}
 	}
 	return &inventoryv1.Revocation{
 		CertificateId: id, State: state, Reason: reason, RevocationTime: timestamppb.New(at), Versions: view.RevokedVersions(versions),

@@ -42,6 +42,12 @@ func (c *Core) Apply(ctx context.Context, t *store.Tx, e *eventv1.Event) error {
 		}
 		_, err := t.FinishRevocations(ctx, m.GetCertificateId(), m.GetSerialNumbers())
 		return err
+	case "revocation.changed":
+		m := &issuancev1.RevocationChanged{}
+		if err := payload(e, m); err != nil {
+			return err
+		}
+		return revocationChanged(ctx, t, m)
 	default:
 		return outbox.Reject(fmt.Errorf("inventory knows no event %q", e.GetType()))
 	}
@@ -52,6 +58,16 @@ func payload(e *eventv1.Event, into proto.Message) error {
 		return outbox.Reject(fmt.Errorf("decode payload of %s: %w", e.GetType(), err))
 	}
 	return nil
+}
+
+// revocationChanged notes why the CA has not revoked versions yet, or at all.
+func revocationChanged(ctx context.Context, t *store.Tx, m *issuancev1.RevocationChanged) error {
+	state := "FAILED"
+	if m.GetState() == issuancev1.RevocationChanged_AWAITING_APPROVAL {
+		state = "AWAITING_APPROVAL"
+	}
+	_, err := t.HoldRevocations(ctx, m.GetCertificateId(), m.GetSerialNumbers(), state, m.GetMessage())
+	return err
 }
 
 // certificateIssued stores a version, makes it the current one and has it deployed. An order gives one version, however often

@@ -287,11 +287,12 @@ type Version struct {
 	RevocationReason  string
 	RevocationState   string
 	CreateTime        time.Time
+	RevocationError   string
 }
 
 const versionColumns = `v.certificate_id, v.version, v.order_id, v.agent_id, v.serial_number, v.fingerprint_sha256, v.public_key_sha256,
  v.issuer_dn, v.subject_dn, v.not_before, v.not_after, v.key_algorithm, v.certificate_pem, v.chain_pem, v.revocation_time,
- v.revocation_reason, v.revocation_state, v.create_time`
+ v.revocation_reason, v.revocation_state, v.create_time, v.revocation_error`
 
 // InsertVersion stores what was issued. It answers false when the order has a version already.
 func (t *Tx) InsertVersion(ctx context.Context, v Version) (bool, error) {
@@ -365,6 +366,19 @@ func (t *Tx) RevokeVersions(ctx context.Context, certificateID string, version i
 		certificateID, version, reason, at)
 }
 
+// HoldRevocations notes why the CA has not revoked versions yet, or at all.
+func (t *Tx) HoldRevocations(ctx context.Context, certificateID string, serials []string, state, why string) (int, error) {
+	return count(ctx, t.q, "note state of revocations", `UPDATE certificate_versions SET revocation_state = $3, revocation_error = $4
+ WHERE certificate_id = $1 AND revocation_state IN ('PENDING', 'AWAITING_APPROVAL') AND serial_number = ANY($2)`, certificateID, list(serials), state, why)
+}
+
+// RetryRevocations takes up the revocations that the CA refused, of one version or with 0 of all, and answers those.
+func (t *Tx) RetryRevocations(ctx context.Context, certificateID string, version int32, reason string, at time.Time) ([]Version, error) {
+	return all[Version](ctx, t.q, "retry revocations", `UPDATE certificate_versions v SET revocation_time = $4, revocation_reason = $3,
+ revocation_state = 'PENDING', revocation_error = '' WHERE v.certificate_id = $1 AND v.revocation_state = 'FAILED' AND (v.version = $2 OR $2 = 0)
+ RETURNING `+versionColumns, certificateID, version, reason, at)
+}
+
 // RevokedVersions reads a certificate's revoked versions.
 func (r Reads) RevokedVersions(ctx context.Context, certificateID string) ([]Version, error) {
 	return all[Version](ctx, r.q, "read revoked versions", `SELECT `+versionColumns+` FROM certificate_versions v
@@ -373,8 +387,8 @@ func (r Reads) RevokedVersions(ctx context.Context, certificateID string) ([]Ver
 
 // FinishRevocations notes that the CA knows of the revocations; without serial numbers, of all of the certificate's.
 func (t *Tx) FinishRevocations(ctx context.Context, certificateID string, serials []string) (int, error) {
-	return count(ctx, t.q, "finish revocations", `UPDATE certificate_versions SET revocation_state = 'DONE'
- WHERE certificate_id = $1 AND revocation_state = 'PENDING' AND (serial_number = ANY($2) OR cardinality($2::text[]) = 0)`, certificateID, list(serials))
+	return count(ctx, t.q, "finish revocations", `UPDATE certificate_versions SET revocation_state = 'DONE', revocation_error = ''
+ WHERE certificate_id = $1 AND revocation_state IN ('PENDING', 'AWAITING_APPROVAL', 'FAILED') AND (serial_number = ANY($2) OR cardinality($2::text[]) = 0)`, certificateID, list(serials))
 }
 
 var _ querier = (pgx.Tx)(nil)

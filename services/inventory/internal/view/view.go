@@ -73,7 +73,16 @@ func Version(v store.Version) *inventoryv1.CertificateVersion {
 		NotBefore: timestamppb.New(v.NotBefore), NotAfter: timestamppb.New(v.NotAfter), KeyAlgorithm: KeyAlgorithm(v.KeyAlgorithm),
 		CertificatePem: v.CertificatePEM, ChainPem: v.ChainPEM, OrderId: v.OrderID, CreateTime: timestamppb.New(v.CreateTime),
 		AgentId: v.AgentID, PublicKeySha256: v.PublicKeySHA256, RevocationTime: Time(v.RevocationTime), RevocationReason: v.RevocationReason,
+		RevocationState: RevocationState(v.RevocationState), RevocationError: v.RevocationError,
 	}
+}
+
+// RevocationState shows how a revocation is at the CA.
+func RevocationState(state string) inventoryv1.Revocation_State {
+	if state == "DONE" {
+		return inventoryv1.Revocation_REVOKED
+	}
+	return inventoryv1.Revocation_State(inventoryv1.Revocation_State_value[state])
 }
 
 // RevokedVersions shows the versions of a revocation.

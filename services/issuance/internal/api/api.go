@@ -72,10 +72,12 @@ func AuthzTable() rpc.AuthzTable {
 		issuancev1.ProfileService_UpdateProfile_FullMethodName: admins,
 		issuancev1.ProfileService_DeleteProfile_FullMethodName: admins,
 
-		issuancev1.OrderService_ListOrders_FullMethodName:  readers,
-		issuancev1.OrderService_GetOrder_FullMethodName:    readers,
-		issuancev1.OrderService_PollOrder_FullMethodName:   operators,
-		issuancev1.OrderService_CancelOrder_FullMethodName: operators,
+		issuancev1.OrderService_ListOrders_FullMethodName:   readers,
+		issuancev1.OrderService_GetOrder_FullMethodName:     readers,
+		issuancev1.OrderService_PollOrder_FullMethodName:    operators,
+		issuancev1.OrderService_CancelOrder_FullMethodName:  operators,
+		issuancev1.OrderService_AdoptOrder_FullMethodName:   operators,
+		issuancev1.OrderService_DismissOrder_FullMethodName: operators,
 
 		issuancev1.CrlService_GetCrl_FullMethodName:           everybody,
 		issuancev1.CrlService_GetCaCertificate_FullMethodName: everybody,

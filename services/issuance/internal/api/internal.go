@@ -108,7 +108,7 @@ func (s *internal) BatchGetOrders(ctx context.Context, r *issuancev1.BatchGetOrd
 	if err != nil {
 		return nil, err
 	}
-	return &issuancev1.BatchGetOrdersResponse{Orders: orderMessages(rows)}, nil
+	return &issuancev1.BatchGetOrdersResponse{Orders: s.orderMessages(rows)}, nil
 }
 
 // RevokeVersions implements issuancev1.IssuanceInternalServiceServer.

@@ -70,6 +70,7 @@ func (s *issuers) CreateIssuer(ctx context.Context, r *issuancev1.CreateIssuerRe
 		Prepare: func(ctx context.Context) (err error) {
 			draft, err = s.deps.Core.DraftIssuer(ctx, core.NewIssuer{
 				ID: in.GetId(), Name: in.GetName(), Type: in.GetType(), Settings: settings(in.GetConfig()), Enabled: in.Enabled == nil || in.GetEnabled(),
+				PendingDeadline: in.GetPendingDeadline().AsDuration(),
 			})
 			return err
 		},
@@ -104,6 +105,7 @@ func (s *issuers) UpdateIssuer(ctx context.Context, r *issuancev1.UpdateIssuerRe
 	return mutation.Do(ctx, s.deps.Core.DB(), mutation.Change[*issuancev1.UpdateIssuerResponse]{
 		Request: r,
 		Empty:   func() *issuancev1.UpdateIssuerResponse { return &issuancev1.UpdateIssuerResponse{} },
+		Prepare: func(ctx context.Context) error { return s.deps.Core.TryEdit(ctx, r.GetIssuer().GetId(), edit) },
 		Apply: func(ctx context.Context, tx pgx.Tx) (*issuancev1.UpdateIssuerResponse, error) {
 			i, err := s.deps.Core.UpdateIssuer(ctx, tx, r.GetIssuer().GetId(), expected, edit)
 			if err != nil {
@@ -138,6 +140,9 @@ func issuerEdit(r *issuancev1.UpdateIssuerRequest) (core.IssuerEdit, error) {
 		case p == "enabled":
 			enabled := in.GetEnabled()
 			e.Enabled = &enabled
+		case p == "pending_deadline":
+			d := in.GetPendingDeadline().AsDuration()
+			e.PendingDeadline = &d
 		case p == "type":
 			return core.IssuerEdit{}, errs.Field("type", "cannot be changed: make a new issuer")
 		case isOutput(p):
@@ -152,6 +157,7 @@ func issuerPaths(in *issuancev1.Issuer) []string {
 	var paths []string
 	for path, set := range map[string]bool{
 		"name": in.GetName() != "", "config": in.GetConfig() != nil, "enabled": in.Enabled != nil, "type": in.GetType() != "",
+		"pending_deadline": in.GetPendingDeadline() != nil,
 	} {
 		if set {
 			paths = append(paths, path)
@@ -213,7 +219,14 @@ func (s *issuers) message(i store.Issuer) (*issuancev1.Issuer, error) {
 		Status:       issuancev1.Issuer_Status(issuancev1.Issuer_Status_value[i.Status]),
 		LastTestTime: core.Timestamp(i.LastTestTime), LastError: i.LastError,
 		CreateTime: core.Timestamp(i.CreateTime), UpdateTime: core.Timestamp(i.UpdateTime), Revision: i.Revision,
-		Capabilities: &issuancev1.IssuerCapabilities{Async: caps.Async, Revocation: caps.Revocation, Crl: caps.CRL, Ocsp: caps.OCSP, Ari: caps.ARI},
+		Capabilities: &issuancev1.IssuerCapabilities{Async: caps.Async, Revocation: caps.Revocation, Crl: caps.CRL, Ocsp: caps.OCSP, Ari: caps.ARI,
+			Find: caps.Find, List: caps.List, Cancel: caps.Cancel, Reissue: caps.Reissue},
+	}
+	for _, reason := range caps.Reasons {
+		out.Capabilities.RevocationReasons = append(out.Capabilities.RevocationReasons, reason.String())
+	}
+	if i.PendingDeadline > 0 {
+		out.PendingDeadline = durationpb.New(i.PendingDeadline)
 	}
 	if caps.MaxValidity > 0 {
 		out.Capabilities.MaxValidity = durationpb.New(caps.MaxValidity)

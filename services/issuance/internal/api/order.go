@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/jackc/pgx/v5"
 	"google.golang.org/genproto/googleapis/api/httpbody"
 
 	"github.com/certctl/certctl/pkg/errs"
+	"github.com/certctl/certctl/pkg/mutation"
 	"github.com/certctl/certctl/pkg/page"
 	issuancev1 "github.com/certctl/certctl/proto/gen/go/certctl/issuance/v1"
 	"github.com/certctl/certctl/services/issuance/internal/core"
@@ -32,12 +34,34 @@ func (s *orders) ListOrders(ctx context.Context, r *issuancev1.ListOrdersRequest
 	if f.Statuses, err = statuses(r.GetStatus()); err != nil {
 		return nil, err
 	}
+	if r.GetMinAge() != nil {
+		before := s.deps.Core.Now().Add(-r.GetMinAge().AsDuration())
+		if f.CreatedBefore.IsZero() || before.Before(f.CreatedBefore) {
+			f.CreatedBefore = before
+		}
+	}
+	if r.GetOrphan() {
+		return s.listOrphans(ctx, f, scope, r.GetIncludeTotal())
+	}
 	rows, total, err := s.deps.Core.ListOrders(ctx, f, r.GetIncludeTotal())
 	if err != nil {
 		return nil, err
 	}
 	rows, token := cut(s.API, rows, p, scope, func(o store.Order) (page.Value, string) { return page.TimeValue(o.CreateTime), o.ID })
-	return &issuancev1.ListOrdersResponse{Orders: orderMessages(rows), NextPageToken: token, TotalSize: total}, nil
+	return &issuancev1.ListOrdersResponse{Orders: s.orderMessages(rows), NextPageToken: token, TotalSize: total}, nil
+}
+
+func (s *orders) listOrphans(ctx context.Context, f store.OrderFilter, scope page.Scope, total bool) (*issuancev1.ListOrdersResponse, error) {
+	rows, n, err := s.deps.Core.ListOrphans(ctx, f, total)
+	if err != nil {
+		return nil, err
+	}
+	rows, token := cut(s.API, rows, f.Page, scope, func(o store.Orphan) (page.Value, string) { return page.TimeValue(o.CreateTime), o.ID })
+	out := &issuancev1.ListOrdersResponse{NextPageToken: token, TotalSize: n}
+	for _, o := range rows {
+		out.Orders = append(out.Orders, s.deps.Core.OrphanProto(o))
+	}
+	return out, nil
 }
 
 func statuses(in []issuancev1.Order_Status) ([]string, error) {
@@ -53,21 +77,37 @@ func statuses(in []issuancev1.Order_Status) ([]string, error) {
 	return out, v.Err()
 }
 
-func orderMessages(rows []store.Order) []*issuancev1.Order {
+func (a *API) orderMessages(rows []store.Order) []*issuancev1.Order {
 	out := make([]*issuancev1.Order, 0, len(rows))
 	for _, o := range rows {
-		out = append(out, core.OrderProto(o))
+		out = append(out, a.orderMessage(o))
 	}
 	return out
+}
+
+// orderMessage writes an order as the API shows it: with its age.
+func (a *API) orderMessage(o store.Order) *issuancev1.Order {
+	m := core.OrderProto(o)
+	m.Age = a.deps.Core.Age(o)
+	return m
 }
 
 // GetOrder implements issuancev1.OrderServiceServer.
 func (s *orders) GetOrder(ctx context.Context, r *issuancev1.GetOrderRequest) (*issuancev1.GetOrderResponse, error) {
 	o, err := s.deps.Core.GetOrder(ctx, r.GetId())
+	if errs.IsKind(err, errs.NotFound) {
+		orphan, err := s.deps.Core.GetOrphan(ctx, r.GetId())
+		if err != nil {
+			return nil, err
+		}
+		return &issuancev1.GetOrderResponse{Order: s.deps.Core.OrphanProto(orphan)}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
-	return &issuancev1.GetOrderResponse{Order: core.OrderProto(o)}, nil
+	m := s.orderMessage(o)
+	m.Polls = s.deps.Core.OrderPolls(ctx, o)
+	return &issuancev1.GetOrderResponse{Order: m}, nil
 }
 
 // PollOrder implements issuancev1.OrderServiceServer.
@@ -76,7 +116,37 @@ func (s *orders) PollOrder(ctx context.Context, r *issuancev1.PollOrderRequest) 
 	if err != nil {
 		return nil, err
 	}
-	return &issuancev1.PollOrderResponse{Order: core.OrderProto(o)}, nil
+	return &issuancev1.PollOrderResponse{Order: s.orderMessage(o)}, nil
+}
+
+// AdoptOrder implements issuancev1.OrderServiceServer.
+func (s *orders) AdoptOrder(ctx context.Context, r *issuancev1.AdoptOrderRequest) (*issuancev1.AdoptOrderResponse, error) {
+	return mutation.Do(ctx, s.deps.Core.DB(), mutation.Change[*issuancev1.AdoptOrderResponse]{
+		Request: r,
+		Empty:   func() *issuancev1.AdoptOrderResponse { return &issuancev1.AdoptOrderResponse{} },
+		Apply: func(ctx context.Context, tx pgx.Tx) (*issuancev1.AdoptOrderResponse, error) {
+			o, err := s.deps.Core.Adopt(ctx, tx, r.GetId(), r.GetCertificateId())
+			if err != nil {
+				return nil, err
+			}
+			return &issuancev1.AdoptOrderResponse{Order: s.orderMessage(o)}, nil
+		},
+	})
+}
+
+// DismissOrder implements issuancev1.OrderServiceServer.
+func (s *orders) DismissOrder(ctx context.Context, r *issuancev1.DismissOrderRequest) (*issuancev1.DismissOrderResponse, error) {
+	return mutation.Do(ctx, s.deps.Core.DB(), mutation.Change[*issuancev1.DismissOrderResponse]{
+		Request: r,
+		Empty:   func() *issuancev1.DismissOrderResponse { return &issuancev1.DismissOrderResponse{} },
+		Apply: func(ctx context.Context, tx pgx.Tx) (*issuancev1.DismissOrderResponse, error) {
+			o, err := s.deps.Core.Dismiss(ctx, tx, r.GetId(), r.GetReason())
+			if err != nil {
+				return nil, err
+			}
+			return &issuancev1.DismissOrderResponse{Order: s.deps.Core.OrphanProto(o)}, nil
+		},
+	})
 }
 
 // CancelOrder implements issuancev1.OrderServiceServer.
@@ -85,7 +155,7 @@ func (s *orders) CancelOrder(ctx context.Context, r *issuancev1.CancelOrderReque
 	if err != nil {
 		return nil, err
 	}
-	return &issuancev1.CancelOrderResponse{Order: core.OrderProto(o)}, nil
+	return &issuancev1.CancelOrderResponse{Order: s.orderMessage(o)}, nil
 }
 
 // crls serves CrlService.

@@ -15,25 +15,30 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/certctl/certctl/pkg/connector/issuer"
+	"github.com/certctl/certctl/pkg/connector/issuer/account"
 	"github.com/certctl/certctl/pkg/outbox"
 	"github.com/certctl/certctl/pkg/page"
 	"github.com/certctl/certctl/pkg/pg"
 	"github.com/certctl/certctl/pkg/secretbox"
 	"github.com/certctl/certctl/pkg/tick"
+	issuancev1 "github.com/certctl/certctl/proto/gen/go/certctl/issuance/v1"
 	"github.com/certctl/certctl/services/issuance/internal/store"
 )
 
 // DefaultCallTimeout bounds one call to a CA.
 const DefaultCallTimeout = 30 * time.Second
 
+// DefaultCallsPerIssuer is how many calls to one CA that answers later are under way at a time: such a CA may hang, and then
+// it must not take what others need.
+const DefaultCallsPerIssuer = 4
+
 // Config bounds the work with CAs. Zero fields take the default.
 type Config struct {
-	CallTimeout    time.Duration            // one call to a CA; 30 s
-	OrderDeadline  time.Duration            // how long a CA that is away is tried; 24 h
-	ReconcileDelay time.Duration            // rest after a lost reply, so that a slow CA has finished; 1 min
-	PollMaxWait    time.Duration            // how long a pending order is polled; 10 min
-	PollMaxWaits   map[string]time.Duration // the same by issuer type
-	CRLValidity    time.Duration            // from this update to the next; 24 h
+	CallTimeout    time.Duration // one call to a CA; 30 s
+	OrderDeadline  time.Duration // how long a CA that is away is tried; 24 h
+	ReconcileDelay time.Duration // rest after a lost reply, so that a slow CA has finished; 1 min
+	CRLValidity    time.Duration // from this update to the next; 24 h
+	CallsPerIssuer int           // calls to one CA that answers later, at a time; 4
 
 	// BootstrapLocalIssuer makes iss-local on the first start.
 	BootstrapLocalIssuer bool
@@ -47,12 +52,14 @@ func (c *Config) setDefaults() {
 		{&c.CallTimeout, DefaultCallTimeout},
 		{&c.OrderDeadline, 24 * time.Hour},
 		{&c.ReconcileDelay, time.Minute},
-		{&c.PollMaxWait, 10 * time.Minute},
 		{&c.CRLValidity, 24 * time.Hour},
 	} {
 		if *d.value <= 0 {
 			*d.value = d.fallback
 		}
+	}
+	if c.CallsPerIssuer <= 0 {
+		c.CallsPerIssuer = DefaultCallsPerIssuer
 	}
 }
 
@@ -81,6 +88,8 @@ type References interface {
 type Poller interface {
 	PollNow(ctx context.Context, orderID string) error
 	CancelPoll(ctx context.Context, orderID string) error
+	// Polls gives the last questions to the CA about an order, newest first.
+	Polls(ctx context.Context, orderID string) ([]*issuancev1.OrderPoll, error)
 }
 
 // Deps are what core works with.
@@ -91,7 +100,9 @@ type Deps struct {
 	Types      issuer.Types
 	References References
 	Poller     Poller
-	Now        func() time.Time // nil: time.Now
+	// Accounts are the guards of the CA accounts that this process calls; nil: each issuer has its own.
+	Accounts *account.Accounts
+	Now      func() time.Time // nil: time.Now
 }
 
 // Core holds the decisions of the service. It is safe for concurrent use.
@@ -106,6 +117,8 @@ type Core struct {
 	orders    *page.Sorting
 	profiles  *page.Sorting
 	crlKick   *tick.Kicker
+	orderKick *tick.Kicker
+	turns     *turns
 
 	// checkpoint is called at the labelled points of an order's way; a test that returns an error there has killed the
 	// process: nothing more is done.
@@ -126,7 +139,7 @@ func New(cfg Config, deps Deps) (*Core, error) {
 	}
 	c := &Core{
 		cfg: cfg, deps: deps, log: deps.Log, known: newKnown(),
-		crlKick:    tick.NewKicker(),
+		crlKick: tick.NewKicker(), orderKick: tick.NewKicker(), turns: newTurns(cfg.CallsPerIssuer),
 		checkpoint: func(string) error { return nil },
 	}
 	c.instances = newInstances(c.build, cfg.CallTimeout)
@@ -157,11 +170,17 @@ func (c *Core) sortings() (err error) {
 // now has Postgres's precision, so that what is stored and read again is the same.
 func (c *Core) now() time.Time { return c.deps.Now().UTC().Truncate(time.Microsecond) }
 
+// Now is the time that decisions are made by.
+func (c *Core) Now() time.Time { return c.now() }
+
 // DB gives the database, for what runs around a change (package mutation).
 func (c *Core) DB() *pg.DB { return c.deps.DB }
 
 // CRLKick tells when a CRL should be made at once.
 func (c *Core) CRLKick() <-chan struct{} { return c.crlKick.C() }
+
+// OrderKick tells when an order was left to the reconciler and is due at once.
+func (c *Core) OrderKick() <-chan struct{} { return c.orderKick.C() }
 
 // KickCRLs makes the CRLs that are stale due at once.
 func (c *Core) KickCRLs() { c.crlKick.Kick() }

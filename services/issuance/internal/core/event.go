@@ -87,7 +87,7 @@ func OrderProto(o store.Order) *issuancev1.Order {
 		Status: issuancev1.Order_Status(issuancev1.Order_Status_value[o.Status]), CaReference: referenceText(o.CAReference),
 		CsrSha256: o.CSRSHA256, PollAttempts: o.PollAttempts, SerialNumber: o.SerialNumber, Revision: o.Revision,
 		NextPollTime: Timestamp(o.NextPollTime), DeadlineTime: Timestamp(o.DeadlineTime), CreateTime: Timestamp(o.CreateTime),
-		SubmitTime: Timestamp(o.SubmitTime), IssueTime: Timestamp(o.IssueTime),
+		SubmitTime: Timestamp(o.SubmitTime), IssueTime: Timestamp(o.IssueTime), Account: o.Account, PreviousOrderId: o.PreviousOrderID,
 		Names: &typev1.Names{
 			CommonName: o.Names.CommonName, DnsNames: o.Names.DNSNames, IpAddresses: o.Names.IPAddresses,
 			EmailAddresses: o.Names.EmailAddresses, Uris: o.Names.URIs,
@@ -97,6 +97,30 @@ func OrderProto(o store.Order) *issuancev1.Order {
 		out.LastError = &typev1.Problem{Reason: o.ErrorReason, Message: o.ErrorMessage}
 	}
 	return out
+}
+
+// Age is how long an order took, or has taken so far.
+func (c *Core) Age(o store.Order) *durationpb.Duration {
+	end := o.EndTime
+	if end.IsZero() {
+		end = c.now()
+	}
+	return durationpb.New(max(end.Sub(o.CreateTime), 0).Truncate(time.Second))
+}
+
+// OrphanProto gives an orphan as the API shows it: an order of nobody, with why as its problem.
+func (c *Core) OrphanProto(o store.Orphan) *issuancev1.Order {
+	began := o.PlacedTime
+	if began.IsZero() {
+		began = o.CreateTime
+	}
+	return &issuancev1.Order{
+		Id: o.ID, IssuerId: o.IssuerID, Orphan: true, Status: issuancev1.Order_Status(issuancev1.Order_Status_value[o.CAState]),
+		CaReference: referenceText(o.CAReference), SerialNumber: o.SerialNumber, Account: o.Account, Revision: o.Revision,
+		CreateTime: Timestamp(o.CreateTime), SubmitTime: Timestamp(o.PlacedTime), Age: durationpb.New(max(c.now().Sub(began), 0).Truncate(time.Second)),
+		Names:     &typev1.Names{CommonName: o.CommonName, DnsNames: o.DNSNames},
+		LastError: &typev1.Problem{Reason: o.Reason, Message: o.Message},
+	}
 }
 
 func referenceText(r json.RawMessage) string {

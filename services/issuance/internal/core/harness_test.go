@@ -10,6 +10,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,6 +32,7 @@ import (
 	"github.com/certctl/certctl/pkg/secretbox"
 	"github.com/certctl/certctl/pkg/testpg"
 	eventv1 "github.com/certctl/certctl/proto/gen/go/certctl/event/v1"
+	issuancev1 "github.com/certctl/certctl/proto/gen/go/certctl/issuance/v1"
 	"github.com/certctl/certctl/services/issuance/internal/store"
 )
 
@@ -54,6 +56,10 @@ func (p *peers) PollNow(_ context.Context, id string) error {
 	defer p.mu.Unlock()
 	p.polled = append(p.polled, id)
 	return p.pollErr
+}
+
+func (p *peers) Polls(context.Context, string) ([]*issuancev1.OrderPoll, error) {
+	return []*issuancev1.OrderPoll{{Result: "PENDING", Message: "waiting for approval at the CA"}}, nil
 }
 
 func (p *peers) CancelPoll(_ context.Context, id string) error {
@@ -283,8 +289,10 @@ func blindType(f *issuertest.Fake) issuer.Type {
 	t := f.Type()
 	t.Name, t.SecretFields = "blind", []string{"token"}
 	t.Capabilities = issuer.Capabilities{Async: true}
+	var expired atomic.Bool // a token "once" is good for one connector
 	t.New = func(_ context.Context, c issuer.Config, _ issuer.Deps) (issuer.Issuer, error) {
-		if c.Secrets["token"].Reveal() == "wrong" {
+		token := c.Secrets["token"].Reveal()
+		if token == "wrong" || token == "once" && expired.Swap(true) {
 			return nil, issuer.Misconfigured("TOKEN_REFUSED", "the token is refused")
 		}
 		return blind{f}, nil

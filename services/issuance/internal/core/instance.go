@@ -23,6 +23,22 @@ type instance struct {
 	caps issuer.Capabilities
 }
 
+// account is the key of the CA account, empty where the CA has none.
+func (in *instance) account() string {
+	if m, ok := in.Issuer.(issuer.Metered); ok {
+		return m.Account().Key()
+	}
+	return ""
+}
+
+// orderKey is how the CA's list calls an order; empty where there is no list.
+func (in *instance) orderKey(ref issuer.Ref) string {
+	if l, ok := in.Issuer.(issuer.Lister); ok && len(ref) > 0 {
+		return l.OrderKey(ref)
+	}
+	return ""
+}
+
 // instances keeps one connector per issuer, by the hash of its configuration: changing an issuer rebuilds that one and
 // leaves the accounts, tokens and keys of all others alone.
 type instances struct {
@@ -95,7 +111,7 @@ func (c *Core) build(ctx context.Context, i store.Issuer) (*instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	connector, err := t.New(ctx, issuer.Config{Settings: i.Config, Secrets: secrets}, issuer.Deps{Now: c.deps.Now})
+	connector, err := t.New(ctx, issuer.Config{Settings: i.Config, Secrets: secrets}, issuer.Deps{Now: c.deps.Now, Accounts: c.deps.Accounts})
 	if err != nil {
 		return nil, fmt.Errorf("build connector of issuer %s: %w", i.ID, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -30,6 +31,8 @@ type NewIssuer struct {
 	Type     string
 	Settings Settings
 	Enabled  bool
+	// PendingDeadline is how long an order may be pending; 0: as the connector says.
+	PendingDeadline time.Duration
 }
 
 // IssuerDraft is a new issuer that has been judged: its keys are made or its files were read.
@@ -62,7 +65,9 @@ func (c *Core) DraftIssuer(ctx context.Context, in NewIssuer) (IssuerDraft, erro
 	if err := c.generate(t, &s); err != nil {
 		return IssuerDraft{}, err
 	}
-	d := IssuerDraft{row: store.Issuer{ID: id, Name: in.Name, Type: in.Type, Enabled: in.Enabled, Config: s.public}, sealed: c.seal(id, s.secrets)}
+	d := IssuerDraft{sealed: c.seal(id, s.secrets), row: store.Issuer{
+		ID: id, Name: in.Name, Type: in.Type, Enabled: in.Enabled, Config: s.public, PendingDeadline: in.PendingDeadline,
+	}}
 	d.row.ConfigHash = configHash(t.Name, s.public, d.sealed)
 	connector, err := c.tryBuild(ctx, t, s)
 	if err != nil {
@@ -71,7 +76,7 @@ func (c *Core) DraftIssuer(ctx context.Context, in NewIssuer) (IssuerDraft, erro
 	if connector != nil {
 		d.row.MaxValidity = capabilitiesOf(t, connector).MaxValidity
 	}
-	return d, nil
+	return d, c.tryRemote(ctx, t, s.public, s.secrets, &d.row)
 }
 
 // CreateIssuer stores a drafted issuer with its sealed keys, before anything can be signed with them.
@@ -112,6 +117,8 @@ func (c *Core) recordIssuer(ctx context.Context, tx pgx.Tx, i store.Issuer, acti
 type IssuerEdit struct {
 	Name    *string
 	Enabled *bool
+	// PendingDeadline 0 is as the connector says.
+	PendingDeadline *time.Duration
 	// Settings replaces all settings; Merge replaces only the settings that it has, null removes one.
 	Settings *Settings
 	Merge    Settings
@@ -130,6 +137,9 @@ func (c *Core) UpdateIssuer(ctx context.Context, tx pgx.Tx, id string, expected 
 	}
 	if e.Enabled != nil {
 		i.Enabled = *e.Enabled
+	}
+	if e.PendingDeadline != nil {
+		i.PendingDeadline = *e.PendingDeadline
 	}
 	if err := v.Err(); err != nil {
 		return store.Issuer{}, err

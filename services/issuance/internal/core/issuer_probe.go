@@ -14,8 +14,12 @@ import (
 	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/logx"
 	"github.com/certctl/certctl/pkg/revision"
+	"github.com/certctl/certctl/pkg/secretbox"
 	"github.com/certctl/certctl/services/issuance/internal/store"
 )
+
+// tryTimeout bounds how long somebody waits who stores settings of a CA.
+const tryTimeout = 15 * time.Second
 
 // TestIssuer builds the connector anew, as a restart would, asks the CA something that costs nothing, and stores how that
 // went. A CA that does not work is an answer, not an error. Files that were replaced since the last start are in use
@@ -51,6 +55,65 @@ func (c *Core) TestIssuer(ctx context.Context, id string) (store.Issuer, error) 
 	return i, err
 }
 
+// tryRemote asks the CA about new settings while whoever wrote them is looking: wrong ones are an errs.Invalid on the
+// setting. A CA that is away at the moment refuses nothing: the issuer is stored as FAILING, with why.
+func (c *Core) tryRemote(ctx context.Context, t issuer.Type, public json.RawMessage, secrets map[string]secretbox.Secret, row *store.Issuer) error {
+	if !t.Capabilities.Async {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+	defer cancel()
+	connector, err := t.New(ctx, issuer.Config{Settings: public, Secrets: secrets}, issuer.Deps{Now: c.deps.Now})
+	if err == nil {
+		ca, ok := connector.(issuer.Tester)
+		if !ok {
+			return nil
+		}
+		err = ca.Test(ctx)
+	}
+	row.Status, row.LastTestTime, row.LastError = IssuerOK, c.now(), ""
+	if err == nil {
+		return nil
+	}
+	if _, ok := asPermanent(err); ok || errs.IsKind(err, errs.Invalid) {
+		return settingsError(err)
+	}
+	row.Status, row.LastError = IssuerFailing, shown(err)
+	return nil
+}
+
+// TryEdit is tryRemote for the settings that an issuer would have after an edit. It runs before the transaction of
+// UpdateIssuer, because a CA may be slow.
+func (c *Core) TryEdit(ctx context.Context, id string, e IssuerEdit) error {
+	if e.Settings == nil && len(e.Merge) == 0 {
+		return nil
+	}
+	i, err := c.GetIssuer(ctx, id)
+	if err != nil {
+		return err
+	}
+	t, ok := c.deps.Types.Lookup(i.Type)
+	if !ok || !t.Capabilities.Async {
+		return nil
+	}
+	wanted, err := wantedSettings(i, e)
+	if err != nil {
+		return err
+	}
+	s, err := splitSettings(t, wanted, i.SecretNames)
+	if err != nil {
+		return err
+	}
+	stored, err := c.openSecrets(ctx, c.deps.DB.Pool, id)
+	if err != nil {
+		return err
+	}
+	for _, name := range s.kept {
+		s.secrets[name] = stored[name]
+	}
+	return c.tryRemote(ctx, t, s.public, s.secrets, &i)
+}
+
 // probe builds the connector from what is stored and what is on disk, and asks the CA for its certificates and for an order
 // that cannot exist. It gives the longest validity, which stays as it was when nothing could be built.
 func (c *Core) probe(ctx context.Context, i store.Issuer) (time.Duration, error) {
@@ -59,6 +122,9 @@ func (c *Core) probe(ctx context.Context, i store.Issuer) (time.Duration, error)
 	in, err := c.rebuild(ctx, i)
 	if err != nil {
 		return i.MaxValidity, err
+	}
+	if ca, ok := in.Issuer.(issuer.Tester); ok {
+		return in.caps.MaxValidity, ca.Test(ctx)
 	}
 	if ca, ok := in.Issuer.(issuer.ChainProvider); ok {
 		if _, err := ca.Chain(ctx); err != nil {

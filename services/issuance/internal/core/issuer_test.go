@@ -343,7 +343,11 @@ func TestATestOfAnIssuerIsStored(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, IssuerOK, i.Status)
 
-	w.createIssuer(NewIssuer{ID: "iss-blind", Name: "Blind", Type: "blind", Enabled: true, Settings: Settings{"token": "wrong"}})
+	_, err = w.DraftIssuer(w.ctx(), NewIssuer{Name: "Blind", Type: "blind", Settings: Settings{"token": "wrong"}})
+	require.Equal(t, errs.Invalid, errs.KindOf(err), "who gives wrong credentials hears it at once")
+	require.Equal(t, "TOKEN_REFUSED", errs.MetaOf(err)["reason"])
+
+	w.createIssuer(NewIssuer{ID: "iss-blind", Name: "Blind", Type: "blind", Enabled: true, Settings: Settings{"token": "once"}})
 	_, err = w.TestIssuer(w.ctx(), "iss-blind")
 	require.NoError(t, err)
 	stored, err := w.GetIssuer(w.ctx(), "iss-blind")

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,12 +18,18 @@ import (
 	"github.com/certctl/certctl/pkg/outbox"
 	"github.com/certctl/certctl/pkg/page"
 	"github.com/certctl/certctl/pkg/revision"
+	issuancev1 "github.com/certctl/certctl/proto/gen/go/certctl/issuance/v1"
 	"github.com/certctl/certctl/services/issuance/internal/store"
 )
 
 const (
-	firstPoll  = 5 * time.Second
-	watchGrace = 5 * time.Minute // after the deadline of a pending order, until it is looked at again
+	firstPoll    = 5 * time.Second
+	lookInterval = 24 * time.Hour
+	watchGrace   = 5 * time.Minute // after the deadline of a pending order, until it is looked at again
+	// againDeadline is how long a watch lasts that begins again after its deadline.
+	againDeadline = time.Hour
+	// defaultPendingDeadline is for issuers and connectors that say nothing: humans approve.
+	defaultPendingDeadline = 30 * 24 * time.Hour
 )
 
 func callBackoff() lease.Backoff { return lease.Backoff{Base: 5 * time.Second, Cap: 10 * time.Minute} }
@@ -95,46 +102,63 @@ func problem(o *store.Order, reason, message string) {
 	o.ErrorReason, o.ErrorMessage = clip(reason), clip(message)
 }
 
-// pend moves an order to PENDING: the CA answers later, asyncpoller watches. The reconciler looks again some time after
-// the deadline, in case the watch was lost.
-func (c *Core) pend(ctx context.Context, o store.Order, fence uuid.NullUUID, retryAfter time.Duration) (store.Order, error) {
-	wait, err := c.pollMaxWait(ctx, o.IssuerID)
+// pend moves an order to PENDING: the CA answers later, asyncpoller watches until the order's own deadline.
+func (c *Core) pend(ctx context.Context, o store.Order, a answer) (store.Order, error) {
+	patience, err := c.pendingDeadline(ctx, o.IssuerID, a.instance)
 	if err != nil {
 		return store.Order{}, fmt.Errorf("%w: %w", errNotStored, err)
 	}
-	first := c.now().Add(max(retryAfter, firstPoll))
-	return c.move(ctx, o, transition{to: Pending, fence: fence,
+	first := c.now().Add(max(a.submission.RetryAfter, firstPoll))
+	return c.move(ctx, o, transition{to: Pending, fence: a.fence,
 		change: func(o *store.Order) {
 			problem(o, "", "")
-			o.DeadlineTime = c.now().Add(wait)
-			o.NextPollTime, o.DueTime = first, o.DeadlineTime.Add(watchGrace)
+			o.DeadlineTime = c.now().Add(patience)
+			o.NextPollTime, o.DueTime = first, c.lookAfter(o.DeadlineTime)
 		},
 		events: func(o store.Order) []outbox.Event { return []outbox.Event{orderPending(o, first), orderChanged(o)} },
 	})
 }
 
-// pollMaxWait is how long an order of an issuer is polled.
-func (c *Core) pollMaxWait(ctx context.Context, issuerID string) (time.Duration, error) {
-	if len(c.cfg.PollMaxWaits) == 0 {
-		return c.cfg.PollMaxWait, nil
-	}
+// pendingDeadline is how long an order of an issuer may be pending.
+func (c *Core) pendingDeadline(ctx context.Context, issuerID string, in *instance) (time.Duration, error) {
 	i, err := store.GetIssuer(ctx, c.deps.DB.Pool, issuerID)
-	if d := c.cfg.PollMaxWaits[i.Type]; d > 0 {
-		return d, err
+	if err != nil {
+		return 0, err
 	}
-	return c.cfg.PollMaxWait, err
+	return cmp.Or(i.PendingDeadline, in.caps.PendingDeadline, defaultPendingDeadline), nil
 }
 
-// watchAgain gives a pending order whose watch ended without an answer another one. It is still the same order.
-func (c *Core) watchAgain(ctx context.Context, o store.Order) (store.Order, error) {
-	wait, err := c.pollMaxWait(ctx, o.IssuerID)
-	if err != nil {
-		return store.Order{}, err
+// lookAfter is when the reconciler looks after a pending order, in case its watch was lost: each day, and some time after
+// the deadline.
+func (c *Core) lookAfter(deadline time.Time) time.Time {
+	if tomorrow := c.now().Add(lookInterval); tomorrow.Before(deadline) {
+		return tomorrow
 	}
+	return deadline.Add(watchGrace)
+}
+
+// watchOn makes sure that a pending order is watched: where it is, nothing changes. Past its deadline the watch begins anew.
+func (c *Core) watchOn(ctx context.Context, o store.Order, fence uuid.NullUUID) (store.Order, error) {
+	if !o.DeadlineTime.After(c.now()) {
+		return c.watchAgain(ctx, o)
+	}
+	return c.move(ctx, o, transition{to: Pending, fence: fence, action: noAudit,
+		change: func(o *store.Order) { o.DueTime = c.lookAfter(o.DeadlineTime) },
+		events: func(o store.Order) []outbox.Event { return []outbox.Event{orderPending(o, c.now())} },
+	})
+}
+
+// watchAgain gives a pending order whose watch ended without an answer another one, which begins with a question to the CA
+// at once. It is still the same order. A watch begins again only with a later deadline than it had.
+func (c *Core) watchAgain(ctx context.Context, o store.Order) (store.Order, error) {
 	return c.move(ctx, o, transition{to: Pending, action: "order.watched",
 		change: func(o *store.Order) {
-			o.DeadlineTime = c.now().Add(wait)
-			o.NextPollTime, o.DueTime = c.now(), o.DeadlineTime.Add(watchGrace)
+			if least := c.now().Add(againDeadline); o.DeadlineTime.Before(least) {
+				o.DeadlineTime = least
+			} else {
+				o.DeadlineTime = o.DeadlineTime.Add(time.Second)
+			}
+			o.NextPollTime, o.DueTime = c.now(), c.lookAfter(o.DeadlineTime)
 		},
 		events: func(o store.Order) []outbox.Event { return []outbox.Event{orderPending(o, c.now()), orderChanged(o)} },
 	})
@@ -163,8 +187,12 @@ func (c *Core) postpone(ctx context.Context, o store.Order, a answer) (store.Ord
 	})
 }
 
-// lose moves an order to UNKNOWN, or keeps it there for later.
+// lose moves an order to UNKNOWN, or keeps it there for later: not before the CA wants to be asked again.
 func (c *Core) lose(ctx context.Context, o store.Order, fence uuid.NullUUID, reason, message string) (store.Order, error) {
+	return c.loseFor(ctx, o, fence, 0, reason, message)
+}
+
+func (c *Core) loseFor(ctx context.Context, o store.Order, fence uuid.NullUUID, least time.Duration, reason, message string) (store.Order, error) {
 	if o.Status == Pending {
 		return o, nil // polls of a pending order are repeated anyway
 	}
@@ -173,6 +201,7 @@ func (c *Core) lose(ctx context.Context, o store.Order, fence uuid.NullUUID, rea
 		backoff, _ := lease.Backoff{Base: c.cfg.ReconcileDelay, Cap: time.Hour}.Next(int(o.Attempts))
 		wait += backoff
 	}
+	wait = max(wait, least)
 	t := transition{to: Unknown, fence: fence, events: tellScheduler, change: func(o *store.Order) {
 		problem(o, reason, message)
 		o.DueTime = c.now().Add(wait)
@@ -188,32 +217,6 @@ func (c *Core) end(ctx context.Context, o store.Order, fence uuid.NullUUID, to, 
 	return c.move(ctx, o, transition{to: to, fence: fence, events: tellScheduler,
 		change: func(o *store.Order) { problem(o, reason, message) },
 	})
-}
-
-// Cancel gives an order up. One that is being submitted has to be waited for; one that is cancelled stays so.
-func (c *Core) Cancel(ctx context.Context, id string) (store.Order, error) {
-	o, err := c.GetOrder(ctx, id)
-	if err != nil || o.Status == Cancelled {
-		return o, err
-	}
-	before := o.Status
-	if !CanMove(before, Cancelled) {
-		return store.Order{}, wrongState(o, "cancelled")
-	}
-	o, err = c.move(ctx, o, transition{to: Cancelled, events: tellScheduler, change: func(*store.Order) {}})
-	if err != nil {
-		return store.Order{}, err
-	}
-	if o.Status != Cancelled {
-		return store.Order{}, wrongState(o, "cancelled")
-	}
-	if before == Pending {
-		// The poller finds out by itself with its next result: this only spares it that.
-		if err := c.deps.Poller.CancelPoll(ctx, id); err != nil {
-			c.log.Info("the poller could not be told of a cancelled order", orderFields(o, err)...)
-		}
-	}
-	return o, nil
 }
 
 // Poll asks the CA of an order now.
@@ -327,9 +330,17 @@ func (c *Core) stillPending(ctx context.Context, o store.Order, r PollResult, re
 	if o.Status != Pending {
 		return o, nil
 	}
+	key := ""
+	if len(ref) > 0 {
+		_, in, err := c.issuerOf(ctx, o.IssuerID)
+		if err != nil {
+			return store.Order{}, err
+		}
+		key = in.orderKey(ref)
+	}
 	t := transition{to: Pending, action: noAudit, change: func(o *store.Order) {
 		if encoded := encodeReference(ref); encoded != nil {
-			o.CAReference = encoded
+			o.CAReference, o.CAKey = encoded, orElse(key, o.CAKey)
 		}
 		o.PollAttempts, o.NextPollTime = max(o.PollAttempts, r.Attempts), r.NextPollTime
 		if r.Reason != "" {
@@ -349,6 +360,19 @@ func (c *Core) GetOrder(ctx context.Context, id string) (store.Order, error) {
 		return store.Order{}, errs.New(errs.NotFound, "ORDER_NOT_FOUND", "order %s not found", id)
 	}
 	return o, err
+}
+
+// OrderPolls gives the last questions to the CA about an order. They are there to be looked at: without asyncpoller the
+// order is shown without them.
+func (c *Core) OrderPolls(ctx context.Context, o store.Order) []*issuancev1.OrderPoll {
+	if len(o.CAReference) == 0 || string(o.CAReference) == "{}" {
+		return nil
+	}
+	polls, err := c.deps.Poller.Polls(ctx, o.ID)
+	if err != nil {
+		c.log.Info("the polls of an order cannot be shown", orderFields(o, err)...)
+	}
+	return polls
 }
 
 // GetOrders reads those that exist.

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/certctl/certctl/pkg/connector/issuer"
@@ -57,7 +58,7 @@ func TestAPendingOrderIsWatchedAndIssuedOnce(t *testing.T) {
 	require.Equal(t, fakeIssuer, payload.GetIssuerId())
 	require.Contains(t, payload.GetCaReference(), "fake_order")
 	require.WithinDuration(t, time.Now().Add(30*time.Second), payload.GetDueTime().AsTime(), 5*time.Second)
-	require.WithinDuration(t, time.Now().Add(10*time.Minute), payload.GetDeadlineTime().AsTime(), 5*time.Second)
+	require.WithinDuration(t, time.Now().Add(30*24*time.Hour), payload.GetDeadlineTime().AsTime(), 5*time.Second)
 
 	next := time.Now().Add(time.Minute)
 	o, err := w.RecordPoll(w.ctx(), PollResult{OrderID: r.OrderID, Outcome: Pending, Attempts: 1, NextPollTime: next})
@@ -116,12 +117,30 @@ func TestACertificateForACancelledOrderIsOnRecordAndCanBeRevoked(t *testing.T) {
 	require.True(t, done)
 }
 
-func TestTheWaitForAPendingOrderGoesByTheTypeOfItsIssuer(t *testing.T) {
+func TestTheDeadlineOfAPendingOrderIsThatOfItsIssuer(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.cfg.PollMaxWaits = map[string]time.Duration{issuertest.FakeTypeName: 2 * time.Hour, "blind": time.Minute}
+	days := 3 * 24 * time.Hour
+	require.NoError(t, w.tx(func(ctx context.Context, tx pgx.Tx) error {
+		_, err := w.UpdateIssuer(ctx, tx, fakeIssuer, 0, IssuerEdit{PendingDeadline: &days})
+		return err
+	}))
+	o := w.order(w.pending().OrderID)
+	require.WithinDuration(t, time.Now().Add(days), o.DeadlineTime, time.Minute)
+	require.WithinDuration(t, time.Now().Add(24*time.Hour), o.DueTime, time.Minute, "and it is looked after each day")
+}
+
+func TestAPendingOrderIsLookedAfterEachDay(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
 	r := w.pending()
-	require.WithinDuration(t, time.Now().Add(2*time.Hour), w.order(r.OrderID).DeadlineTime, time.Minute)
+	before := w.order(r.OrderID)
+	w.clock.turn(25 * time.Hour)
+	w.reconcile(w.Core)
+	after := w.order(r.OrderID)
+	require.Equal(t, Pending, after.Status)
+	require.Equal(t, before.DeadlineTime, after.DeadlineTime, "the deadline is the order's own")
+	require.Len(t, w.events("order.pending", r.OrderID), 2, "the watch is made again if it was lost")
 }
 
 func TestRejectedAndFailedPollsEndTheOrder(t *testing.T) {
@@ -141,7 +160,7 @@ func TestAPendingOrderWhoseWatchEndedIsWatchedAgainAndNeverBoughtTwice(t *testin
 	t.Parallel()
 	w := newWorld(t)
 	r := w.pending()
-	w.clock.turn(11 * time.Minute)
+	w.clock.turn(31 * 24 * time.Hour)
 	o, err := w.Submit(w.ctx(), r)
 	require.NoError(t, err)
 	require.Equal(t, Pending, o.Status)

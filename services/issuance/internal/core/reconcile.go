@@ -23,7 +23,7 @@ import (
 //	CREATED     the CA was away: submit again, until the deadline
 //	SUBMITTING  the lease ran out: whoever submitted has died, and the reply is lost
 //	UNKNOWN     the reply was lost: ask the CA what became of the order
-//	PENDING     the watch should have ended long ago: watch again
+//	PENDING     each day, and after its deadline: the watch may have been lost
 //
 // An order whose reply was lost is submitted again only when that cannot buy a second certificate: when the CA says that
 // it has no such order (issuer.Finder), or when the request fixes the result (a serial number that was stored with the
@@ -37,7 +37,7 @@ func (c *Core) Reconcile(ctx context.Context, l lease.Lease) error {
 	fence := uuid.NullUUID{UUID: l.LeaseID, Valid: true}
 	switch o.Status {
 	case Pending:
-		_, err = c.watchAgain(ctx, o)
+		_, err = c.watchOn(ctx, o, fence)
 	case Created:
 		err = c.submitAgain(ctx, o, fence)
 	case Submitting, Unknown:
@@ -148,7 +148,7 @@ func (c *Core) reconcileLost(ctx context.Context, o store.Order, fence uuid.Null
 
 // find adopts what the CA has of an order, or submits it when the CA has nothing.
 func (c *Core) find(ctx context.Context, o store.Order, f issuer.Finder, in *instance, fence uuid.NullUUID) error {
-	request, err := findRequest(o)
+	request, err := c.findRequest(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -158,7 +158,8 @@ func (c *Core) find(ctx context.Context, o store.Order, f issuer.Finder, in *ins
 	switch {
 	case err != nil:
 		c.log.Warn("the CA could not tell what became of an order", orderFields(o, err)...)
-		_, err := c.lose(ctx, o, fence, reasonLost, "the reply of the CA was lost, and it could not be asked what became of the order: "+shown(err))
+		wait, _ := issuer.RetryDelay(err)
+		_, err := c.loseFor(ctx, o, fence, wait, reasonLost, "the reply of the CA was lost, and it could not be told yet what became of the order: "+shown(err))
 		return err
 	case ok:
 		_, err := c.settle(ctx, o, answer{submission: found, instance: in, fence: fence})
@@ -168,12 +169,24 @@ func (c *Core) find(ctx context.Context, o store.Order, f issuer.Finder, in *ins
 	}
 }
 
-func findRequest(o store.Order) (issuer.FindRequest, error) {
+func (c *Core) findRequest(ctx context.Context, o store.Order) (issuer.FindRequest, error) {
 	names, err := certcheck.ParseNames(o.Names)
 	if err != nil {
 		return issuer.FindRequest{}, fmt.Errorf("read names of order %s: %w", o.ID, err)
 	}
-	r := issuer.FindRequest{OrderID: o.ID, CSRSHA256: sha256.Sum256(o.CSR), Names: names, Since: o.CreateTime}
+	csr, err := x509.ParseCertificateRequest(o.CSR)
+	if err != nil {
+		return issuer.FindRequest{}, fmt.Errorf("read CSR of order %s: %w", o.ID, err)
+	}
+	r := issuer.FindRequest{
+		OrderID: o.ID, CSRSHA256: sha256.Sum256(o.CSR), PublicKey: csr.PublicKey, Names: names, Since: o.CreateTime, LastSubmitted: o.SubmitTime,
+	}
+	if r.Ref, err = decodeReference(referenceText(o.CAReference)); err != nil {
+		return issuer.FindRequest{}, err
+	}
+	if r.Previous, _, err = c.previousOf(ctx, o); err != nil {
+		return issuer.FindRequest{}, err
+	}
 	if o.SerialNumber != "" {
 		if r.SerialNumber, err = issuer.ParseSerial(o.SerialNumber); err != nil {
 			return issuer.FindRequest{}, fmt.Errorf("read serial number of order %s: %w", o.ID, err)

@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -26,6 +27,7 @@ import (
 // The states of a revocation.
 const (
 	RevocationPending     = "PENDING"
+	RevocationAwaiting    = "AWAITING_APPROVAL" // a human at the CA has to approve
 	RevocationDone        = "DONE"
 	RevocationFailed      = "FAILED"
 	RevocationUnsupported = "UNSUPPORTED" // neither the CA nor a CRL of ours can tell anybody
@@ -118,8 +120,11 @@ func (c *Core) storeRevocation(ctx context.Context, tx pgx.Tx, certificate store
 		return err
 	}
 	events := []outbox.Event{auditRevocation(ctx, row, "revocation.recorded", auditlog.Success)}
-	if row.Status == RevocationDone {
+	switch row.Status {
+	case RevocationDone:
 		events = append(events, revocationDone(row))
+	case RevocationUnsupported:
+		events = append(events, revocationChanged(row))
 	}
 	return emit(ctx, tx, events...)
 }
@@ -139,6 +144,20 @@ func revocationDone(r store.Revocation) outbox.Event {
 	return outbox.Event{
 		Type: "revocation.done", ResourceType: "certificate", ResourceID: r.CertificateID, Destination: toInventory,
 		Payload: &issuancev1.RevocationDone{CertificateId: r.CertificateID, SerialNumbers: []string{r.SerialNumber}},
+	}
+}
+
+// revocationChanged tells inventory why a certificate is not revoked at its CA.
+func revocationChanged(r store.Revocation) outbox.Event {
+	state := map[string]issuancev1.RevocationChanged_State{
+		RevocationAwaiting: issuancev1.RevocationChanged_AWAITING_APPROVAL, RevocationFailed: issuancev1.RevocationChanged_FAILED,
+		RevocationUnsupported: issuancev1.RevocationChanged_UNSUPPORTED,
+	}[r.Status]
+	return outbox.Event{
+		Type: "revocation.changed", ResourceType: "certificate", ResourceID: r.CertificateID, Destination: toInventory,
+		Payload: &issuancev1.RevocationChanged{
+			CertificateId: r.CertificateID, SerialNumbers: []string{r.SerialNumber}, State: state, Message: r.LastError,
+		},
 	}
 }
 
@@ -197,29 +216,53 @@ func (c *Core) RetryRevocation(ctx context.Context, l lease.Lease) error {
 
 func revocationBackoff() lease.Backoff { return lease.Backoff{Base: 10 * time.Second, Cap: time.Hour} }
 
+// approvalBackoff is how often a CA is asked whether a human has approved a revocation.
+func approvalBackoff() lease.Backoff { return lease.Backoff{Base: time.Minute, Cap: time.Hour} }
+
 // revokeAtCA calls the CA under the row's lease and stores what it said, also when ctx ends before that. A CA that is away
 // is asked for ever: a revocation is never given up for that.
 func (c *Core) revokeAtCA(ctx context.Context, row store.Revocation, l lease.Lease) (done bool, err error) {
-	callErr := c.callRevoke(ctx, row)
+	answered, callErr := c.callRevoke(ctx, row)
 	ctx = context.WithoutCancel(ctx)
 	p, permanent := asPermanent(callErr)
 	switch {
+	case callErr == nil && answered.State == issuer.AwaitingApproval:
+		return false, c.awaitApproval(ctx, row, l, answered)
 	case callErr == nil:
-		row.Status = RevocationDone
+		row.Status, row.LastError = RevocationDone, clip(answered.Detail)
 		return true, c.endRevocation(ctx, row, l, "revocation.done", auditlog.Success, revocationDone(row))
 	case permanent && p.Fault == issuer.FaultRequest:
 		c.log.Warn("a CA refused a revocation", revocationFields(row, callErr)...)
 		row.Status, row.LastError = RevocationFailed, clip(p.Message)
-		return false, c.endRevocation(ctx, row, l, "revocation.failed", auditlog.Failure)
+		return false, c.endRevocation(ctx, row, l, "revocation.failed", auditlog.Failure, revocationChanged(row))
 	default:
 		c.log.Warn("a CA could not be told of a revocation", revocationFields(row, callErr)...)
 		wait, _ := revocationBackoff().Next(l.Attempts)
 		if d, ok := issuer.RetryDelay(callErr); ok {
 			wait = max(wait, d)
 		}
-		_, err := store.DelayRevocation(ctx, c.deps.DB.Pool, row.ID, l.LeaseID, c.now().Add(wait), shown(callErr))
+		row.DueTime, row.LastError = c.now().Add(wait), shown(callErr)
+		_, err := store.DelayRevocation(ctx, c.deps.DB.Pool, row, l.LeaseID)
 		return false, err
 	}
+}
+
+// awaitApproval keeps a revocation that a human at the CA has to approve. The first time it is an event.
+func (c *Core) awaitApproval(ctx context.Context, row store.Revocation, l lease.Lease, answered issuer.Revocation) error {
+	first := row.Status != RevocationAwaiting
+	wait, _ := approvalBackoff().Next(l.Attempts)
+	row.Status, row.DueTime = RevocationAwaiting, c.now().Add(max(wait, answered.RetryAfter))
+	row.LastError = clip(orElse(answered.Detail, "somebody at the CA has to approve the revocation"))
+	if request := encodeReference(answered.Request); request != nil {
+		row.CARequest = request
+	}
+	return c.deps.DB.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		kept, err := store.DelayRevocation(ctx, tx, row, l.LeaseID)
+		if err != nil || !kept || !first {
+			return err
+		}
+		return emit(ctx, tx, auditRevocation(ctx, row, "revocation.awaiting_approval", auditlog.Success), revocationChanged(row))
+	})
 }
 
 func (c *Core) endRevocation(ctx context.Context, row store.Revocation, l lease.Lease, action string, outcome auditv1.Event_Outcome, more ...outbox.Event) error {
@@ -235,22 +278,45 @@ func (c *Core) endRevocation(ctx context.Context, row store.Revocation, l lease.
 	})
 }
 
-func (c *Core) callRevoke(ctx context.Context, row store.Revocation) error {
+func (c *Core) callRevoke(ctx context.Context, row store.Revocation) (issuer.Revocation, error) {
 	_, in, err := c.issuerOf(ctx, row.IssuerID)
 	if err != nil {
-		return err
+		return issuer.Revocation{}, err
 	}
 	revoker, ok := in.Issuer.(issuer.Revoker)
 	if !ok {
-		return issuer.Permanent("REVOCATION_UNSUPPORTED", "this CA has no revocation that certctl could use")
+		return issuer.Revocation{}, issuer.Permanent("REVOCATION_UNSUPPORTED", "this CA has no revocation that certctl could use")
 	}
 	request, err := c.revokeRequest(ctx, row)
 	if err != nil {
-		return err
+		return issuer.Revocation{}, err
 	}
+	told, err := reasonFor(in.caps, request.Reason)
+	if err != nil {
+		return issuer.Revocation{}, err
+	}
+	wanted := request.Reason
+	request.Reason = told
 	callCtx, cancel := context.WithTimeout(ctx, c.cfg.CallTimeout)
 	defer cancel()
-	return revoker.Revoke(callCtx, request)
+	answered, err := revoker.Revoke(callCtx, request)
+	if err == nil && told != wanted && answered.State == issuer.Revoked {
+		answered.Detail = fmt.Sprintf("the CA was told %s, as it does not know %s", told, wanted)
+	}
+	return answered, err
+}
+
+// reasonFor gives the reason that a CA is told. To revoke matters more than the word for it, so a reason that the CA does not
+// know becomes unspecified; a hold alone is something else than a revocation.
+func reasonFor(caps issuer.Capabilities, wanted issuer.Reason) (issuer.Reason, error) {
+	switch {
+	case len(caps.Reasons) == 0 || slices.Contains(caps.Reasons, wanted):
+		return wanted, nil
+	case wanted == issuer.CertificateHold:
+		return 0, issuer.Permanent("REASON_NOT_SUPPORTED", "this CA cannot put a certificate on hold")
+	default:
+		return issuer.Unspecified, nil
+	}
 }
 
 func (c *Core) revokeRequest(ctx context.Context, row store.Revocation) (issuer.RevokeRequest, error) {
@@ -267,7 +333,13 @@ func (c *Core) revokeRequest(ctx context.Context, row store.Revocation) (issuer.
 		return issuer.RevokeRequest{}, err
 	}
 	ref, err := decodeReference(referenceText(o.CAReference))
-	return issuer.RevokeRequest{Ref: ref, Certificate: leaf, Reason: issuer.Reason(uint8(row.Reason)), RevokedAt: row.RevocationTime}, err
+	if err != nil {
+		return issuer.RevokeRequest{}, err
+	}
+	request, err := decodeReference(referenceText(row.CARequest))
+	return issuer.RevokeRequest{
+		Ref: ref, Certificate: leaf, Reason: issuer.Reason(uint8(row.Reason)), RevokedAt: row.RevocationTime, Request: request,
+	}, err
 }
 
 func parseLeaf(c store.Certificate) (*x509.Certificate, error) {

@@ -280,9 +280,9 @@ func TestNoLoopTakesARevocationFromTheCallThatIsOnItsWay(t *testing.T) {
 // hanging is a CA that never answers a revocation.
 type hanging struct{ *issuertest.Fake }
 
-func (hanging) Revoke(ctx context.Context, _ issuer.RevokeRequest) error {
+func (hanging) Revoke(ctx context.Context, _ issuer.RevokeRequest) (issuer.Revocation, error) {
 	<-ctx.Done()
-	return issuer.RetryAfter(0, ctx.Err())
+	return issuer.Revocation{}, issuer.RetryAfter(0, ctx.Err())
 }
 
 func TestACAThatHangsHoldsACallUpNoLongerThanTheCallersTime(t *testing.T) {

@@ -3,12 +3,14 @@ package core
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,6 +32,10 @@ const (
 	pointStored    = "result stored" // the caller has not heard of it
 	pointReconcile = "reconciling"   // the CA is about to be asked what became of an order
 )
+
+// chainTimeout bounds the question for a CA's own certificates, which connectors remember: a CA that hangs must not hold up
+// what others have delivered.
+const chainTimeout = 5 * time.Second
 
 // SubmitRequest is an order to be placed.
 type SubmitRequest struct {
@@ -61,14 +67,9 @@ func (c *Core) Submit(ctx context.Context, r SubmitRequest) (store.Order, error)
 		if err != nil {
 			return c.knownOrder(ctx, r, err)
 		}
-		l := uuid.New()
-		stored, err := c.storeIntent(ctx, o, ru, l)
-		if err != nil {
-			return store.Order{}, err
-		}
-		if stored {
-			o.Revision = 1
-			return c.call(ctx, o, csr, ru.instance, uuid.NullUUID{UUID: l, Valid: true})
+		o, stored, err := c.place(ctx, o, csr, ru)
+		if err != nil || stored {
+			return o, err
 		}
 		known, err := c.knownOrder(ctx, r, nil)
 		if err == nil || !store.IsNotFound(err) {
@@ -77,6 +78,31 @@ func (c *Core) Submit(ctx context.Context, r SubmitRequest) (store.Order, error)
 		c.known.forget(r.IssuerID, r.ProfileID)
 	}
 	return store.Order{}, errs.New(errs.Unavailable, "RULES_CHANGING", "issuer %s or profile %s is being changed: try again", r.IssuerID, r.ProfileID)
+}
+
+// place stores the intent and calls the CA. A CA that answers later and has enough callers already is left to the
+// reconciler, which is told: then the order answers as CREATED. stored is false when the intent was not stored.
+func (c *Core) place(ctx context.Context, o store.Order, csr *x509.CertificateRequest, ru rules) (placed store.Order, stored bool, err error) {
+	l := uuid.NullUUID{UUID: uuid.New(), Valid: true}
+	if ru.instance.caps.Async {
+		if c.turns.take(o.IssuerID) {
+			defer c.turns.giveBack(o.IssuerID)
+		} else {
+			l = uuid.NullUUID{}
+			o.Status, o.SubmitTime, o.Attempts = Created, time.Time{}, 0
+		}
+	}
+	stored, err = c.storeIntent(ctx, o, ru, l)
+	if err != nil || !stored {
+		return store.Order{}, false, err
+	}
+	o.Revision = 1
+	if !l.Valid {
+		c.orderKick.Kick()
+		return o, true, nil
+	}
+	placed, err = c.call(ctx, o, csr, ru.instance, l)
+	return placed, true, err
 }
 
 // knownOrder answers for an order that was placed before. When there is none it returns the error that was given, or
@@ -124,7 +150,10 @@ func (c *Core) prepare(ctx context.Context, r SubmitRequest) (store.Order, rules
 		ID: r.OrderID, CertificateID: r.CertificateID, JobID: r.JobID, AgentID: r.AgentID, IssuerID: r.IssuerID, ProfileID: ru.profile.ID,
 		Status: Submitting, Names: names.Raw(), ExtendedKeyUsages: ru.profile.ExtendedKeyUsages, Lifetime: ru.profile.MaxValidity,
 		CSR: csr.Raw, CSRSHA256: hex.EncodeToString(sum[:]), RequestSHA256: r.hash(), CreateTime: now, SubmitTime: now,
-		DeadlineTime: now.Add(c.cfg.OrderDeadline), DueTime: now, Attempts: 1,
+		DeadlineTime: now.Add(c.cfg.OrderDeadline), DueTime: now, Attempts: 1, Account: ru.instance.account(),
+	}
+	if o.PreviousOrderID, err = c.previousOrder(ctx, o, ru.instance); err != nil {
+		return store.Order{}, rules{}, nil, err
 	}
 	if ru.instance.caps.SerialNumber {
 		serial, err := issuer.NewSerialNumber()
@@ -136,12 +165,36 @@ func (c *Core) prepare(ctx context.Context, r SubmitRequest) (store.Order, rules
 	return o, ru, csr, c.checkpoint(pointChecked)
 }
 
-func (c *Core) storeIntent(ctx context.Context, o store.Order, ru rules, l uuid.UUID) (stored bool, err error) {
+// previousOrder finds the order that a new one renews at the CA: the last one of the same certificate and holder of the key,
+// in the same CA account, whose certificate is not revoked.
+func (c *Core) previousOrder(ctx context.Context, o store.Order, in *instance) (string, error) {
+	if !in.caps.Reissue {
+		return "", nil
+	}
+	last, err := store.LastIssued(ctx, c.deps.DB.Pool, o.CertificateID, o.IssuerID, &o.AgentID)
+	if store.IsNotFound(err) || err == nil && last.Account != o.Account {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	revoked, err := store.IsRevoked(ctx, c.deps.DB.Pool, last.IssuerID, last.SerialNumber)
+	if err != nil || revoked {
+		return "", err
+	}
+	return last.ID, nil
+}
+
+func (c *Core) storeIntent(ctx context.Context, o store.Order, ru rules, l uuid.NullUUID) (stored bool, err error) {
 	err = c.deps.DB.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		if stored, err = store.InsertOrder(ctx, tx, o, ru.guard(), l, c.cfg.orderLease(ru.instance)); err != nil || !stored {
 			return err
 		}
-		return emit(ctx, tx, auditOrder(ctx, o, "order.submitted", nil))
+		action := "order.submitted"
+		if !l.Valid {
+			action = "order.created"
+		}
+		return emit(ctx, tx, auditOrder(ctx, o, action, nil))
 	})
 	if errors.Is(err, store.ErrIssuerGone) {
 		return false, nil
@@ -156,7 +209,7 @@ func (c *Core) call(ctx context.Context, o store.Order, csr *x509.CertificateReq
 	if err := c.checkpoint(pointIntent); err != nil {
 		return store.Order{}, err
 	}
-	request, err := submitRequest(o, csr)
+	request, err := c.submitRequest(ctx, o, csr)
 	if err != nil {
 		return store.Order{}, err
 	}
@@ -195,7 +248,7 @@ func (c *Core) settleSurely(ctx context.Context, o store.Order, a answer) (store
 	}
 }
 
-func submitRequest(o store.Order, csr *x509.CertificateRequest) (issuer.SubmitRequest, error) {
+func (c *Core) submitRequest(ctx context.Context, o store.Order, csr *x509.CertificateRequest) (issuer.SubmitRequest, error) {
 	names, err := certcheck.ParseNames(o.Names)
 	if err != nil {
 		return issuer.SubmitRequest{}, fmt.Errorf("read names of order %s: %w", o.ID, err)
@@ -208,7 +261,29 @@ func submitRequest(o store.Order, csr *x509.CertificateRequest) (issuer.SubmitRe
 			return issuer.SubmitRequest{}, fmt.Errorf("read serial number of order %s: %w", o.ID, err)
 		}
 	}
-	return r, nil
+	r.Previous, r.PreviousCertificate, err = c.previousOf(ctx, o)
+	return r, err
+}
+
+// previousOf reads what the CA needs to know of the order that this one renews; nil if there is none.
+func (c *Core) previousOf(ctx context.Context, o store.Order) (issuer.Ref, *x509.Certificate, error) {
+	if o.PreviousOrderID == "" {
+		return nil, nil, nil
+	}
+	previous, err := store.GetOrder(ctx, c.deps.DB.Pool, o.PreviousOrderID)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read order %s, which order %s renews: %w", o.PreviousOrderID, o.ID, err)
+	}
+	ref, err := decodeReference(referenceText(previous.CAReference))
+	if err != nil {
+		return nil, nil, err
+	}
+	certificate, err := store.GetCertificateOfOrder(ctx, c.deps.DB.Pool, previous.ID)
+	if err != nil {
+		return nil, nil, err
+	}
+	leaf, err := parseLeaf(certificate)
+	return ref, leaf, err
 }
 
 // answer is what a CA said of an order.
@@ -235,6 +310,7 @@ const (
 func (c *Core) settle(ctx context.Context, o store.Order, a answer) (store.Order, error) {
 	if ref := encodeReference(a.submission.Ref); ref != nil {
 		o.CAReference = ref
+		o.CAKey = orElse(a.instance.orderKey(a.submission.Ref), o.CAKey)
 	}
 	o.PollAttempts = max(o.PollAttempts, a.polls)
 	if a.err != nil {
@@ -244,7 +320,7 @@ func (c *Core) settle(ctx context.Context, o store.Order, a answer) (store.Order
 	case issuer.Issued:
 		return c.issue(ctx, o, a)
 	case issuer.Pending:
-		return c.pend(ctx, o, a.fence, a.submission.RetryAfter)
+		return c.pend(ctx, o, a)
 	case issuer.Rejected:
 		return c.end(ctx, o, a.fence, Rejected, reasonRejected, a.submission.Detail)
 	default:
@@ -267,6 +343,7 @@ func (c *Core) settleError(ctx context.Context, o store.Order, a answer) (store.
 		if u, ok := issuer.AsUnknownOutcome(a.err); ok {
 			if ref := encodeReference(u.Ref); ref != nil {
 				o.CAReference = ref
+				o.CAKey = orElse(a.instance.orderKey(u.Ref), o.CAKey)
 			}
 		}
 		c.log.Warn("the reply of the CA was lost", orderFields(o, a.err)...)
@@ -349,13 +426,16 @@ func (c *Core) checkIssued(ctx context.Context, o store.Order, a answer) (certch
 	if err != nil {
 		return certcheck.Chain{}, fmt.Errorf("read names of order: %w", err)
 	}
-	csr, err := x509.ParseCertificateRequest(o.CSR)
+	s := a.submission
+	bundle := make([]byte, 0, len(s.CertificatePEM)+len(s.ChainPEM)+1)
+	bundle = append(append(append(bundle, s.CertificatePEM...), '\n'), s.ChainPEM...)
+	key, err := keyOf(o, bundle)
 	if err != nil {
-		return certcheck.Chain{}, fmt.Errorf("read CSR of order: %w", err)
+		return certcheck.Chain{}, err
 	}
 	now := c.now()
 	want := certcheck.Issued{
-		PublicKey: csr.PublicKey, Names: names, Now: now, NotAfter: now.Add(o.Lifetime + tolerance(o.Lifetime)),
+		PublicKey: key, Names: names, Now: now, NotAfter: now.Add(o.Lifetime + tolerance(o.Lifetime)),
 		ExtKeyUsages: extKeyUsages(o.ExtendedKeyUsages),
 	}
 	if o.SerialNumber != "" {
@@ -364,15 +444,35 @@ func (c *Core) checkIssued(ctx context.Context, o store.Order, a answer) (certch
 		}
 	}
 	if p, ok := a.instance.Issuer.(issuer.ChainProvider); ok {
-		chain, err := p.Chain(ctx)
+		chainCtx, cancel := context.WithTimeout(ctx, chainTimeout)
+		defer cancel()
+		chain, err := p.Chain(chainCtx)
 		if err == nil && len(chain) > 0 {
 			want.Roots = chain[len(chain)-1:]
 		}
 	}
-	s := a.submission
-	bundle := make([]byte, 0, len(s.CertificatePEM)+len(s.ChainPEM)+1)
-	bundle = append(append(append(bundle, s.CertificatePEM...), '\n'), s.ChainPEM...)
 	return certcheck.CheckIssued(bundle, want)
+}
+
+// keyOf gives the key that a certificate has to be for. An order that was adopted without its CSR has none: then it is that
+// of the one certificate in the bundle that is no CA's.
+func keyOf(o store.Order, bundle []byte) (crypto.PublicKey, error) {
+	if len(o.CSR) > 0 {
+		csr, err := x509.ParseCertificateRequest(o.CSR)
+		if err != nil {
+			return nil, fmt.Errorf("read CSR of order: %w", err)
+		}
+		return csr.PublicKey, nil
+	}
+	certs, err := certcheck.ParseBundle(bundle)
+	if err != nil {
+		return nil, err
+	}
+	certs = slices.DeleteFunc(certs, func(c *x509.Certificate) bool { return c.IsCA })
+	if len(certs) != 1 {
+		return nil, &certcheck.Mismatch{What: "bundle", Detail: fmt.Sprintf("holds %d certificates that are no CA's, and the order has no CSR to choose by", len(certs))}
+	}
+	return certs[0].PublicKey, nil
 }
 
 // tolerance is what a CA that counts in whole days may add to a lifetime.

@@ -29,30 +29,33 @@ type Issuer struct {
 	Revision     int32
 	// MaxValidity is what the connector said when it was built; 0: no bound is known.
 	MaxValidity time.Duration
+	// PendingDeadline is how long an order may be pending; 0: as the connector says.
+	PendingDeadline time.Duration
 	// SecretNames are the secrets that are set.
 	SecretNames []string
 }
 
 const issuerColumns = `i.id, i.name, i.type, i.config, i.config_hash, i.enabled, i.status, i.last_test_time, i.last_error,
- i.create_time, i.update_time, i.delete_time, i.revision, i.max_validity_seconds,
+ i.create_time, i.update_time, i.delete_time, i.revision, i.max_validity_seconds, i.pending_deadline_seconds,
  ARRAY(SELECT s.name FROM issuer_secrets s WHERE s.issuer_id = i.id ORDER BY s.name)`
 
 func scanIssuer(row pgx.CollectableRow) (Issuer, error) {
 	var i Issuer
 	var tested, deleted *time.Time
 	var config []byte
-	var validity int64
+	var validity, pending int64
 	err := row.Scan(&i.ID, &i.Name, &i.Type, &config, &i.ConfigHash, &i.Enabled, &i.Status, &tested, &i.LastError,
-		&i.CreateTime, &i.UpdateTime, &deleted, &i.Revision, &validity, &i.SecretNames)
+		&i.CreateTime, &i.UpdateTime, &deleted, &i.Revision, &validity, &pending, &i.SecretNames)
 	i.Config, i.LastTestTime, i.DeleteTime = config, timeOf(tested), timeOf(deleted)
-	i.MaxValidity = time.Duration(validity) * time.Second
+	i.MaxValidity, i.PendingDeadline = time.Duration(validity)*time.Second, time.Duration(pending)*time.Second
 	return i, err
 }
 
 // InsertIssuer stores a new issuer; ErrExists when the id is taken, also by a deleted one.
 func InsertIssuer(ctx context.Context, q Querier, i Issuer) error {
-	_, err := q.Exec(ctx, `INSERT INTO issuers (id, name, type, config, config_hash, enabled, max_validity_seconds)
- VALUES ($1, $2, $3, $4, $5, $6, $7)`, i.ID, i.Name, i.Type, i.Config, i.ConfigHash, i.Enabled, seconds(i.MaxValidity))
+	_, err := q.Exec(ctx, `INSERT INTO issuers (id, name, type, config, config_hash, enabled, max_validity_seconds,
+ pending_deadline_seconds, status, last_test_time, last_error) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, COALESCE(NULLIF($9, ''), 'UNTESTED'), $10, $11)`,
+		i.ID, i.Name, i.Type, i.Config, i.ConfigHash, i.Enabled, seconds(i.MaxValidity), seconds(i.PendingDeadline), i.Status, nullTime(i.LastTestTime), i.LastError)
 	if isUniqueViolation(err) {
 		return ErrExists
 	}
@@ -85,10 +88,10 @@ func oneIssuer(ctx context.Context, q Querier, sql, id string) (Issuer, error) {
 // was locked before.
 func UpdateIssuer(ctx context.Context, q Querier, i Issuer) error {
 	_, err := changed(ctx, q, "change issuer", `UPDATE issuers SET name = $2, config = $3, config_hash = $4, enabled = $5,
- max_validity_seconds = $6, update_time = now(), revision = revision + 1,
+ max_validity_seconds = $6, pending_deadline_seconds = $7, update_time = now(), revision = revision + 1,
  status = CASE WHEN config_hash = $4 THEN status ELSE 'UNTESTED' END, last_error = CASE WHEN config_hash = $4 THEN last_error ELSE '' END,
  last_test_time = CASE WHEN config_hash = $4 THEN last_test_time END WHERE id = $1`,
-		i.ID, i.Name, i.Config, i.ConfigHash, i.Enabled, seconds(i.MaxValidity))
+		i.ID, i.Name, i.Config, i.ConfigHash, i.Enabled, seconds(i.MaxValidity), seconds(i.PendingDeadline))
 	return err
 }
 

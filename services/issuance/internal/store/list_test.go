@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
+	"github.com/certctl/certctl/pkg/lease"
 	"github.com/certctl/certctl/pkg/page"
 	"github.com/certctl/certctl/pkg/testpg"
 )
@@ -32,6 +33,10 @@ INSERT INTO issued_certificates (issuer_id, serial_number, order_id, certificate
 INSERT INTO revocations (id, issuer_id, serial_number, certificate_id, reason, revocation_time, not_after, status, crl_number, due_time)
  SELECT 'rev-' || n, 'iss-' || 1 + n % 40, to_hex(n), 'cert-' || n % 20000, 1, now(), now() + n * interval '1 minute',
  CASE WHEN n % 700 = 0 THEN 'PENDING' ELSE 'DONE' END, CASE WHEN n % 900 <> 0 THEN 1 END, CASE WHEN n % 700 = 0 THEN now() END FROM generate_series(1, 100000) n;
+UPDATE orders SET account = 'account-' || length(id) % 3, ca_key = substr(id, 5), issue_time = create_time WHERE status = 'ISSUED';
+INSERT INTO orphans (id, issuer_id, account, ca_key, ca_reference, ca_state, dns_names, reason, message, create_time, status)
+ SELECT 'ord-o' || n, 'iss-' || 1 + n % 40, 'account-1', 'k' || n, '{}', CASE WHEN n % 3 = 0 THEN 'ISSUED' ELSE 'PENDING' END, '{}', 'r', 'm',
+ now() - n * interval '1 second', CASE WHEN n % 5 = 0 THEN 'OPEN' ELSE 'DISMISSED' END FROM generate_series(1, 100000) n;
 `
 
 func TestEveryListAndEverySweepUsesAnIndexOn100000Rows(t *testing.T) {
@@ -40,7 +45,7 @@ func TestEveryListAndEverySweepUsesAnIndexOn100000Rows(t *testing.T) {
 	db := d.Open(t, "issuance")
 	_, err := db.Pool.Exec(t.Context(), fill)
 	require.NoError(t, err)
-	_, err = d.Admin(t).Exec(t.Context(), `ANALYZE issuance.issuers, issuance.profiles, issuance.orders, issuance.issued_certificates, issuance.revocations`)
+	_, err = d.Admin(t).Exec(t.Context(), `ANALYZE issuance.issuers, issuance.profiles, issuance.orders, issuance.issued_certificates, issuance.revocations, issuance.orphans`)
 	require.NoError(t, err)
 	spy := &spy{db: db.Pool, t: t}
 	ctx := t.Context()
@@ -61,8 +66,12 @@ func TestEveryListAndEverySweepUsesAnIndexOn100000Rows(t *testing.T) {
 			f.Page = pageAfter(t, byTime, order, page.TimeValue(time.Now().Add(-30*time.Minute)), "ord-1800")
 			_, err := ListOrders(ctx, spy, f)
 			require.NoError(t, err, name)
+			_, err = ListOrphans(ctx, spy, f)
+			require.NoError(t, err, name)
 			f.Page.After = nil
 			_, err = ListOrders(ctx, spy, f)
+			require.NoError(t, err, name)
+			_, err = ListOrphans(ctx, spy, f)
 			require.NoError(t, err, name)
 		}
 		for _, kind := range []string{"", "type-7"} {
@@ -103,6 +112,22 @@ func TestEveryListAndEverySweepUsesAnIndexOn100000Rows(t *testing.T) {
 	require.NoError(t, err)
 	_, err = revocations.Claim(ctx, spy, 10, time.Minute)
 	require.NoError(t, err)
+	share := lease.Shared{Limit: 10, LeaseFor: time.Minute, PerGroup: 4, Room: map[string]int{"iss-7": 1}}
+	_, err = orders.ClaimShared(ctx, spy, share)
+	require.NoError(t, err)
+	_, err = revocations.ClaimShared(ctx, spy, share)
+	require.NoError(t, err)
+	agent := ""
+	_, err = LastIssued(ctx, spy, "cert-7", "iss-8", &agent)
+	require.NoError(t, err)
+	_, err = LastIssued(ctx, spy, "cert-7", "", nil)
+	require.NoError(t, err)
+	_, err = KnownOrders(ctx, spy, "account-1", []string{"7", "8"}, []string{"ord-9"})
+	require.NoError(t, err)
+	_, err = SettleOrphans(ctx, spy, "account-1", []string{"k5", "k10"})
+	require.NoError(t, err)
+	_, err = IsRevoked(ctx, spy, "iss-8", "7")
+	require.NoError(t, err)
 	require.Greater(t, spy.explained, 50)
 }
 
@@ -140,7 +165,7 @@ func (s *spy) explain(ctx context.Context, sql string, args []any) {
 	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	require.NoError(s.t, err)
 	plan := strings.Join(lines, "\n")
-	for _, table := range []string{"orders", "issuers", "profiles", "issued_certificates", "revocations"} {
+	for _, table := range []string{"orders", "issuers", "profiles", "issued_certificates", "revocations", "orphans"} {
 		require.NotContains(s.t, plan, "Seq Scan on "+table, "%s\n%v\n%s", sql, args, plan)
 	}
 	s.explained++

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"time"
 
@@ -22,17 +23,19 @@ type Revocation struct {
 	LastError      string
 	DueTime        time.Time
 	CRLNumber      *int64
+	CARequest      json.RawMessage // how the CA calls the request for approval
 }
 
 const revocationColumns = `r.id, r.issuer_id, r.serial_number, r.certificate_id, r.reason, r.revocation_time, r.not_after, r.status,
- r.last_error, r.due_time, r.crl_number`
+ r.last_error, r.due_time, r.crl_number, r.ca_request`
 
 func scanRevocation(row pgx.CollectableRow) (Revocation, error) {
 	var r Revocation
 	var due *time.Time
+	var request []byte
 	err := row.Scan(&r.ID, &r.IssuerID, &r.SerialNumber, &r.CertificateID, &r.Reason, &r.RevocationTime, &r.NotAfter, &r.Status,
-		&r.LastError, &due, &r.CRLNumber)
-	r.DueTime = timeOf(due)
+		&r.LastError, &due, &r.CRLNumber, &request)
+	r.DueTime, r.CARequest = timeOf(due), request
 	return r, err
 }
 
@@ -81,12 +84,15 @@ func AnyCertificate(ctx context.Context, q Querier, issuerID string) (Certificat
 	return one("read issued certificate", c, err)
 }
 
-// InsertRevocation stores a revocation; false when the certificate is revoked already: the first one stays.
+// InsertRevocation stores a revocation; false when the certificate is revoked already: the first one stays, unless the CA
+// refused it and this one is newer.
 func InsertRevocation(ctx context.Context, q Querier, r Revocation) (bool, error) {
 	n, err := changed(ctx, q, "store revocation", `INSERT INTO revocations (id, issuer_id, serial_number, certificate_id, reason,
  revocation_time, not_after, status, last_error, due_time, end_time)
  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, CASE WHEN $10::timestamptz IS NULL THEN now() END)
- ON CONFLICT (issuer_id, serial_number) DO NOTHING`, r.ID, r.IssuerID, r.SerialNumber, r.CertificateID, r.Reason,
+ ON CONFLICT (issuer_id, serial_number) DO UPDATE SET reason = EXCLUDED.reason, revocation_time = EXCLUDED.revocation_time, status = EXCLUDED.status,
+ last_error = '', due_time = EXCLUDED.due_time, end_time = EXCLUDED.end_time, attempts = 0, ca_request = '{}'
+ WHERE revocations.status = 'FAILED' AND EXCLUDED.revocation_time > revocations.revocation_time`, r.ID, r.IssuerID, r.SerialNumber, r.CertificateID, r.Reason,
 		r.RevocationTime, r.NotAfter, r.Status, r.LastError, nullTime(r.DueTime))
 	return n == 1, err
 }
@@ -101,6 +107,13 @@ func GetRevocation(ctx context.Context, q Querier, id string) (Revocation, error
 	return one("read revocation", r, err)
 }
 
+// IsRevoked tells whether a certificate is, or is about to be.
+func IsRevoked(ctx context.Context, q Querier, issuerID, serial string) (bool, error) {
+	var revoked bool
+	err := q.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM revocations WHERE issuer_id = $1 AND serial_number = $2)`, issuerID, serial).Scan(&revoked)
+	return one("look for revocation", revoked, err)
+}
+
 // GetRevocations reads the revocations of certificates of one managed certificate.
 func GetRevocations(ctx context.Context, q Querier, certificateID string) ([]Revocation, error) {
 	return collect(ctx, q, "read revocations", scanRevocation, `SELECT `+revocationColumns+` FROM revocations r
@@ -110,21 +123,22 @@ func GetRevocations(ctx context.Context, q Querier, certificateID string) ([]Rev
 // LeaseRevocation takes the lease of one revocation that is not final, for work right now; false when another has it.
 func LeaseRevocation(ctx context.Context, q Querier, id string, l uuid.UUID, leaseFor time.Duration) (bool, error) {
 	n, err := changed(ctx, q, "lease revocation", `UPDATE revocations SET lease_id = $2, lease_until = now() + $3::interval,
- attempts = attempts + 1 WHERE id = $1 AND status = 'PENDING' AND (lease_until IS NULL OR lease_until <= now())`, id, l, leaseFor)
+ attempts = attempts + 1 WHERE id = $1 AND status IN ('PENDING', 'AWAITING_APPROVAL') AND (lease_until IS NULL OR lease_until <= now())`, id, l, leaseFor)
 	return n == 1, err
 }
 
 // EndRevocation moves a pending revocation to a final state under its lease.
 func EndRevocation(ctx context.Context, q Querier, id string, l uuid.UUID, status, lastError string) (bool, error) {
 	n, err := changed(ctx, q, "end revocation", `UPDATE revocations SET status = $3, last_error = $4, end_time = now(), due_time = NULL,
- lease_id = NULL, lease_until = NULL WHERE id = $1 AND lease_id = $2 AND status = 'PENDING'`, id, l, status, lastError)
+ lease_id = NULL, lease_until = NULL WHERE id = $1 AND lease_id = $2 AND status IN ('PENDING', 'AWAITING_APPROVAL')`, id, l, status, lastError)
 	return n == 1, err
 }
 
-// DelayRevocation gives a pending revocation back for later.
-func DelayRevocation(ctx context.Context, q Querier, id string, l uuid.UUID, due time.Time, lastError string) (bool, error) {
-	n, err := changed(ctx, q, "delay revocation", `UPDATE revocations SET due_time = $3, last_error = $4, lease_id = NULL, lease_until = NULL
- WHERE id = $1 AND lease_id = $2 AND status = 'PENDING'`, id, l, due, lastError)
+// DelayRevocation gives a revocation that is not final back for later, with what it waits for.
+func DelayRevocation(ctx context.Context, q Querier, r Revocation, l uuid.UUID) (bool, error) {
+	n, err := changed(ctx, q, "delay revocation", `UPDATE revocations SET status = $3, due_time = $4, last_error = $5, ca_request = $6,
+ lease_id = NULL, lease_until = NULL WHERE id = $1 AND lease_id = $2 AND status IN ('PENDING', 'AWAITING_APPROVAL')`,
+		r.ID, l, r.Status, r.DueTime, r.LastError, reference(r.CARequest))
 	return n == 1, err
 }
 

@@ -26,9 +26,16 @@ import (
 const (
 	// lookAgainCSR and lookAgainCA are how often the other side is asked again, in case its event was lost or late.
 	lookAgainCSR    = 5 * time.Minute
-	lookAgainCA     = time.Minute
 	lookAgainDeploy = time.Minute
+	// An order may be pending for days: it is asked about less and less often.
+	lookAgainCA     = time.Minute
+	lookAgainCAMost = 6 * time.Hour
 )
+
+// lookAgainAtCA gives the wait for the next look at orders that have been waited for since a time.
+func lookAgainAtCA(waited time.Duration) time.Duration {
+	return tick.Jittered(min(max(waited/4, lookAgainCA), lookAgainCAMost), tick.DefaultJitter)
+}
 
 // postponed says that nothing can be done now: a peer is away, or cannot say what must be known.
 type postponed struct{ cause error }
@@ -45,6 +52,8 @@ type work struct {
 	lease lease.Lease
 	job   *store.Job
 	rec   *inventoryv1.CertificateRecord
+	// troubled: an order says in this look why it is still open.
+	troubled bool
 }
 
 // WorkJobs is the job processor: it works on what is due.
@@ -370,7 +379,7 @@ func (w *work) callPeers(ctx context.Context, keys []*store.Key) (next time.Time
 		case k.State == store.KeyAwaitingCSR && k.AgentID != "":
 			err = w.createTask(ctx, k)
 		case k.State == store.KeyAwaitingCA:
-			next = w.now().Add(lookAgainCA)
+			next = w.now().Add(lookAgainAtCA(w.now().Sub(w.job.StartTime)))
 			err = w.submit(ctx, k)
 		}
 		if err != nil && !errors.As(err, &late) {
@@ -388,7 +397,7 @@ func (w *work) callPeers(ctx context.Context, keys []*store.Key) (next time.Time
 
 // clearError removes the note of an outage that is over.
 func (w *work) clearError(ctx context.Context) error {
-	if w.job.Error.Reason == "" || w.job.State != store.AwaitingCSR && w.job.State != store.AwaitingCA || w.job.Error.Reason == caStillPending {
+	if w.troubled || w.job.Error.Reason == "" || w.job.State != store.AwaitingCSR && w.job.State != store.AwaitingCA || w.job.Error.Reason == caStillPending {
 		return nil
 	}
 	return w.change(ctx, func(ctx context.Context, tx *store.Tx, j *store.Job) error {
@@ -445,6 +454,7 @@ func (w *work) orderIs(ctx context.Context, k *store.Key, o *issuancev1.Order) e
 	if o.GetId() != k.OrderID {
 		return &postponed{errs.New(errs.Internal, "WRONG_ORDER", "asked for order %s, the answer is about %q", k.OrderID, o.GetId())}
 	}
+	w.troubled = w.troubled || o.GetLastError().GetReason() != ""
 	return w.change(ctx, func(ctx context.Context, tx *store.Tx, j *store.Job) error { return w.applyOrder(ctx, tx, j, k, o) })
 }
 
@@ -477,12 +487,27 @@ func (c *Core) applyOrder(ctx context.Context, tx *store.Tx, j *store.Job, k *st
 		return c.failKey(ctx, tx, j, k, failure{problem: p, permanent: true, keepCSR: true})
 	case issuancev1.Order_FAILED:
 		p.Reason = cmp.Or(p.Reason, "ORDER_FAILED")
-		return c.failKey(ctx, tx, j, k, failure{problem: p, keepCSR: true})
+		return c.failKey(ctx, tx, j, k, failure{problem: p, permanent: boughtInVain(p.Reason), keepCSR: true})
 	case issuancev1.Order_CANCELLED:
 		return c.failKey(ctx, tx, j, k, failure{problem: store.Problem{Reason: "ORDER_CANCELLED", Message: "order " + o.GetId() + " was cancelled"}, permanent: true})
 	default:
-		// CREATED, SUBMITTING, PENDING, UNKNOWN: issuance goes on with it.
-		return nil
+		// CREATED, SUBMITTING, PENDING, UNKNOWN: issuance goes on with it, and the job shows what it waits for.
+		if p.Reason == "" || j.Error == p || j.State != store.AwaitingCA {
+			return nil
+		}
+		j.Error = p
+		return tx.SaveJob(ctx, j)
+	}
+}
+
+// boughtInVain tells whether an order failed although the CA took it: another try would buy another certificate of the same
+// kind, so a human decides.
+func boughtInVain(reason string) bool {
+	switch reason {
+	case "CERTIFICATE_MISMATCH", "CERTIFICATE_DUPLICATE", "CERTIFICATE_TOO_LARGE", "ORDER_DEADLINE":
+		return true
+	default:
+		return false
 	}
 }
 

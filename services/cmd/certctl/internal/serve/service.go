@@ -98,7 +98,6 @@ func (p *process) issuance(db *pg.DB) (service, error) {
 	s, err := issuance.New(issuance.Config{
 		InternalSecret: p.secret, BootstrapLocalIssuer: true,
 		CRLGenerationInterval: p.cfg.Loops.CRLGeneration, EnrolmentGCInterval: p.cfg.Loops.EnrolmentGC,
-		PollMaxWait: time.Duration(p.cfg.Loops.AsyncPollMaxWait) * time.Second,
 	}, issuance.Deps{
 		DB: db, Log: p.log.Named(nameIssuance), Metrics: p.registry(nameIssuance), Box: box, IssuerTypes: p.issuerTypes,
 		Peers: issuance.Peers{Inventory: peers[nameInventory], RenewalScheduler: peers[nameRenewalScheduler],

@@ -12,6 +12,7 @@ import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -80,6 +81,65 @@ func (Poll_State) EnumDescriptor() ([]byte, []int) {
 	return file_certctl_asyncpoller_v1_poll_proto_rawDescGZIP(), []int{0, 0}
 }
 
+type PollAnswer_Result int32
+
+const (
+	PollAnswer_RESULT_UNSPECIFIED PollAnswer_Result = 0
+	PollAnswer_PENDING            PollAnswer_Result = 1
+	PollAnswer_ISSUED             PollAnswer_Result = 2
+	PollAnswer_REJECTED           PollAnswer_Result = 3
+	PollAnswer_FAILED             PollAnswer_Result = 4
+	// The CA could not be asked, or its answer not be read; the order is as pending as before.
+	PollAnswer_ERROR PollAnswer_Result = 5
+)
+
+// Enum value maps for PollAnswer_Result.
+var (
+	PollAnswer_Result_name = map[int32]string{
+		0: "RESULT_UNSPECIFIED",
+		1: "PENDING",
+		2: "ISSUED",
+		3: "REJECTED",
+		4: "FAILED",
+		5: "ERROR",
+	}
+	PollAnswer_Result_value = map[string]int32{
+		"RESULT_UNSPECIFIED": 0,
+		"PENDING":            1,
+		"ISSUED":             2,
+		"REJECTED":           3,
+		"FAILED":             4,
+		"ERROR":              5,
+	}
+)
+
+func (x PollAnswer_Result) Enum() *PollAnswer_Result {
+	p := new(PollAnswer_Result)
+	*p = x
+	return p
+}
+
+func (x PollAnswer_Result) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PollAnswer_Result) Descriptor() protoreflect.EnumDescriptor {
+	return file_certctl_asyncpoller_v1_poll_proto_enumTypes[1].Descriptor()
+}
+
+func (PollAnswer_Result) Type() protoreflect.EnumType {
+	return &file_certctl_asyncpoller_v1_poll_proto_enumTypes[1]
+}
+
+func (x PollAnswer_Result) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PollAnswer_Result.Descriptor instead.
+func (PollAnswer_Result) EnumDescriptor() ([]byte, []int) {
+	return file_certctl_asyncpoller_v1_poll_proto_rawDescGZIP(), []int{1, 0}
+}
+
 // Poll watches one pending order.
 type Poll struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
@@ -90,8 +150,12 @@ type Poll struct {
 	DueTime      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=due_time,json=dueTime,proto3" json:"due_time,omitempty"`
 	DeadlineTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=deadline_time,json=deadlineTime,proto3" json:"deadline_time,omitempty"`
 	// What the CA said last.
-	LastAnswer    string                 `protobuf:"bytes,7,opt,name=last_answer,json=lastAnswer,proto3" json:"last_answer,omitempty"`
-	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	LastAnswer string                 `protobuf:"bytes,7,opt,name=last_answer,json=lastAnswer,proto3" json:"last_answer,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// Somebody asked for a poll at once, and it has not been answered yet.
+	Hastened bool `protobuf:"varint,9,opt,name=hastened,proto3" json:"hastened,omitempty"`
+	// The last 20 answers, the newest first; only when they were asked for.
+	History       []*PollAnswer `protobuf:"bytes,10,rep,name=history,proto3" json:"history,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -182,13 +246,127 @@ func (x *Poll) GetCreateTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Poll) GetHastened() bool {
+	if x != nil {
+		return x.Hastened
+	}
+	return false
+}
+
+func (x *Poll) GetHistory() []*PollAnswer {
+	if x != nil {
+		return x.History
+	}
+	return nil
+}
+
+// PollAnswer is how one question to the CA about an order went.
+type PollAnswer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The number of the poll among those of its order. One may be missing: its process died before it could write.
+	Attempt int32 `protobuf:"varint,1,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// When the CA was asked.
+	PollTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=poll_time,json=pollTime,proto3" json:"poll_time,omitempty"`
+	// How long it took to answer.
+	Duration *durationpb.Duration `protobuf:"bytes,3,opt,name=duration,proto3" json:"duration,omitempty"`
+	Result   PollAnswer_Result    `protobuf:"varint,4,opt,name=result,proto3,enum=certctl.asyncpoller.v1.PollAnswer_Result" json:"result,omitempty"`
+	// UPPER_SNAKE_CASE; empty when there is nothing wrong.
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// For people, shortened to 200 characters.
+	Message string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
+	// When the CA is asked again; unset: it is not.
+	NextPollTime  *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=next_poll_time,json=nextPollTime,proto3" json:"next_poll_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PollAnswer) Reset() {
+	*x = PollAnswer{}
+	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PollAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PollAnswer) ProtoMessage() {}
+
+func (x *PollAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PollAnswer.ProtoReflect.Descriptor instead.
+func (*PollAnswer) Descriptor() ([]byte, []int) {
+	return file_certctl_asyncpoller_v1_poll_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *PollAnswer) GetAttempt() int32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *PollAnswer) GetPollTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PollTime
+	}
+	return nil
+}
+
+func (x *PollAnswer) GetDuration() *durationpb.Duration {
+	if x != nil {
+		return x.Duration
+	}
+	return nil
+}
+
+func (x *PollAnswer) GetResult() PollAnswer_Result {
+	if x != nil {
+		return x.Result
+	}
+	return PollAnswer_RESULT_UNSPECIFIED
+}
+
+func (x *PollAnswer) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *PollAnswer) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *PollAnswer) GetNextPollTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextPollTime
+	}
+	return nil
+}
+
 type CreatePollRequest struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	OrderId  string                 `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
 	IssuerId string                 `protobuf:"bytes,2,opt,name=issuer_id,json=issuerId,proto3" json:"issuer_id,omitempty"`
 	// CA reference as the connector gave it, JSON.
-	CaReference   string                 `protobuf:"bytes,3,opt,name=ca_reference,json=caReference,proto3" json:"ca_reference,omitempty"`
-	DueTime       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=due_time,json=dueTime,proto3" json:"due_time,omitempty"`
+	CaReference string                 `protobuf:"bytes,3,opt,name=ca_reference,json=caReference,proto3" json:"ca_reference,omitempty"`
+	DueTime     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=due_time,json=dueTime,proto3" json:"due_time,omitempty"`
+	// The order's own: pending even then, it has failed. A repeated request with a later one prolongs the watch.
 	DeadlineTime  *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=deadline_time,json=deadlineTime,proto3" json:"deadline_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -196,7 +374,7 @@ type CreatePollRequest struct {
 
 func (x *CreatePollRequest) Reset() {
 	*x = CreatePollRequest{}
-	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[1]
+	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -208,7 +386,7 @@ func (x *CreatePollRequest) String() string {
 func (*CreatePollRequest) ProtoMessage() {}
 
 func (x *CreatePollRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[1]
+	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -221,7 +399,7 @@ func (x *CreatePollRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatePollRequest.ProtoReflect.Descriptor instead.
 func (*CreatePollRequest) Descriptor() ([]byte, []int) {
-	return file_certctl_asyncpoller_v1_poll_proto_rawDescGZIP(), []int{1}
+	return file_certctl_asyncpoller_v1_poll_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *CreatePollRequest) GetOrderId() string {
@@ -268,7 +446,7 @@ type CreatePollResponse struct {
 
 func (x *CreatePollResponse) Reset() {
 	*x = CreatePollResponse{}
-	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[2]
+	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -280,7 +458,7 @@ func (x *CreatePollResponse) String() string {
 func (*CreatePollResponse) ProtoMessage() {}
 
 func (x *CreatePollResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[2]
+	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -293,7 +471,7 @@ func (x *CreatePollResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatePollResponse.ProtoReflect.Descriptor instead.
 func (*CreatePollResponse) Descriptor() ([]byte, []int) {
-	return file_certctl_asyncpoller_v1_poll_proto_rawDescGZIP(), []int{2}
+	return file_certctl_asyncpoller_v1_poll_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *CreatePollResponse) GetPoll() *Poll {
@@ -312,7 +490,7 @@ type PollNowRequest struct {
 
 func (x *PollNowRequest) Reset() {
 	*x = PollNowRequest{}
-	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[3]
+	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -324,7 +502,7 @@ func (x *PollNowRequest) String() string {
 func (*PollNowRequest) ProtoMessage() {}
 
 func (x *PollNowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[3]
+	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -337,7 +515,7 @@ func (x *PollNowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PollNowRequest.ProtoReflect.Descriptor instead.
 func (*PollNowRequest) Descriptor() ([]byte, []int) {
-	return file_certctl_asyncpoller_v1_poll_proto_rawDescGZIP(), []int{3}
+	return file_certctl_asyncpoller_v1_poll_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *PollNowRequest) GetOrderId() string {
@@ -356,7 +534,7 @@ type PollNowResponse struct {
 
 func (x *PollNowResponse) Reset() {
 	*x = PollNowResponse{}
-	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[4]
+	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -368,7 +546,7 @@ func (x *PollNowResponse) String() string {
 func (*PollNowResponse) ProtoMessage() {}
 
 func (x *PollNowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[4]
+	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -381,7 +559,7 @@ func (x *PollNowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PollNowResponse.ProtoReflect.Descriptor instead.
 func (*PollNowResponse) Descriptor() ([]byte, []int) {
-	return file_certctl_asyncpoller_v1_poll_proto_rawDescGZIP(), []int{4}
+	return file_certctl_asyncpoller_v1_poll_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PollNowResponse) GetPoll() *Poll {
@@ -400,7 +578,7 @@ type CancelPollRequest struct {
 
 func (x *CancelPollRequest) Reset() {
 	*x = CancelPollRequest{}
-	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[5]
+	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -412,7 +590,7 @@ func (x *CancelPollRequest) String() string {
 func (*CancelPollRequest) ProtoMessage() {}
 
 func (x *CancelPollRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[5]
+	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -425,7 +603,7 @@ func (x *CancelPollRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelPollRequest.ProtoReflect.Descriptor instead.
 func (*CancelPollRequest) Descriptor() ([]byte, []int) {
-	return file_certctl_asyncpoller_v1_poll_proto_rawDescGZIP(), []int{5}
+	return file_certctl_asyncpoller_v1_poll_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CancelPollRequest) GetOrderId() string {
@@ -443,7 +621,7 @@ type CancelPollResponse struct {
 
 func (x *CancelPollResponse) Reset() {
 	*x = CancelPollResponse{}
-	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[6]
+	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -455,7 +633,7 @@ func (x *CancelPollResponse) String() string {
 func (*CancelPollResponse) ProtoMessage() {}
 
 func (x *CancelPollResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[6]
+	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -468,19 +646,21 @@ func (x *CancelPollResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelPollResponse.ProtoReflect.Descriptor instead.
 func (*CancelPollResponse) Descriptor() ([]byte, []int) {
-	return file_certctl_asyncpoller_v1_poll_proto_rawDescGZIP(), []int{6}
+	return file_certctl_asyncpoller_v1_poll_proto_rawDescGZIP(), []int{7}
 }
 
 type BatchGetPollsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	OrderIds      []string               `protobuf:"bytes,1,rep,name=order_ids,json=orderIds,proto3" json:"order_ids,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	OrderIds []string               `protobuf:"bytes,1,rep,name=order_ids,json=orderIds,proto3" json:"order_ids,omitempty"`
+	// Also the history of each poll; for at most 50 orders at a time.
+	IncludeHistory bool `protobuf:"varint,2,opt,name=include_history,json=includeHistory,proto3" json:"include_history,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *BatchGetPollsRequest) Reset() {
 	*x = BatchGetPollsRequest{}
-	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[7]
+	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -492,7 +672,7 @@ func (x *BatchGetPollsRequest) String() string {
 func (*BatchGetPollsRequest) ProtoMessage() {}
 
 func (x *BatchGetPollsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[7]
+	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -505,7 +685,7 @@ func (x *BatchGetPollsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchGetPollsRequest.ProtoReflect.Descriptor instead.
 func (*BatchGetPollsRequest) Descriptor() ([]byte, []int) {
-	return file_certctl_asyncpoller_v1_poll_proto_rawDescGZIP(), []int{7}
+	return file_certctl_asyncpoller_v1_poll_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *BatchGetPollsRequest) GetOrderIds() []string {
@@ -513,6 +693,13 @@ func (x *BatchGetPollsRequest) GetOrderIds() []string {
 		return x.OrderIds
 	}
 	return nil
+}
+
+func (x *BatchGetPollsRequest) GetIncludeHistory() bool {
+	if x != nil {
+		return x.IncludeHistory
+	}
+	return false
 }
 
 type BatchGetPollsResponse struct {
@@ -524,7 +711,7 @@ type BatchGetPollsResponse struct {
 
 func (x *BatchGetPollsResponse) Reset() {
 	*x = BatchGetPollsResponse{}
-	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[8]
+	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -536,7 +723,7 @@ func (x *BatchGetPollsResponse) String() string {
 func (*BatchGetPollsResponse) ProtoMessage() {}
 
 func (x *BatchGetPollsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[8]
+	mi := &file_certctl_asyncpoller_v1_poll_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -549,7 +736,7 @@ func (x *BatchGetPollsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchGetPollsResponse.ProtoReflect.Descriptor instead.
 func (*BatchGetPollsResponse) Descriptor() ([]byte, []int) {
-	return file_certctl_asyncpoller_v1_poll_proto_rawDescGZIP(), []int{8}
+	return file_certctl_asyncpoller_v1_poll_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *BatchGetPollsResponse) GetPolls() []*Poll {
@@ -563,7 +750,7 @@ var File_certctl_asyncpoller_v1_poll_proto protoreflect.FileDescriptor
 
 const file_certctl_asyncpoller_v1_poll_proto_rawDesc = "" +
 	"\n" +
-	"!certctl/asyncpoller/v1/poll.proto\x12\x16certctl.asyncpoller.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbc\x03\n" +
+	"!certctl/asyncpoller/v1/poll.proto\x12\x16certctl.asyncpoller.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x96\x04\n" +
 	"\x04Poll\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x12\x1b\n" +
 	"\tissuer_id\x18\x02 \x01(\tR\bissuerId\x128\n" +
@@ -574,14 +761,35 @@ const file_certctl_asyncpoller_v1_poll_proto_rawDesc = "" +
 	"\vlast_answer\x18\a \x01(\tR\n" +
 	"lastAnswer\x12;\n" +
 	"\vcreate_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\"P\n" +
+	"createTime\x12\x1a\n" +
+	"\bhastened\x18\t \x01(\bR\bhastened\x12<\n" +
+	"\ahistory\x18\n" +
+	" \x03(\v2\".certctl.asyncpoller.v1.PollAnswerR\ahistory\"P\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\v\n" +
 	"\aWAITING\x10\x01\x12\n" +
 	"\n" +
 	"\x06LEASED\x10\x02\x12\b\n" +
 	"\x04DONE\x10\x03\x12\r\n" +
-	"\tABANDONED\x10\x04\"\x80\x02\n" +
+	"\tABANDONED\x10\x04\"\xad\x03\n" +
+	"\n" +
+	"PollAnswer\x12\x18\n" +
+	"\aattempt\x18\x01 \x01(\x05R\aattempt\x127\n" +
+	"\tpoll_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bpollTime\x125\n" +
+	"\bduration\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\bduration\x12A\n" +
+	"\x06result\x18\x04 \x01(\x0e2).certctl.asyncpoller.v1.PollAnswer.ResultR\x06result\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x06 \x01(\tR\amessage\x12@\n" +
+	"\x0enext_poll_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\fnextPollTime\"^\n" +
+	"\x06Result\x12\x16\n" +
+	"\x12RESULT_UNSPECIFIED\x10\x00\x12\v\n" +
+	"\aPENDING\x10\x01\x12\n" +
+	"\n" +
+	"\x06ISSUED\x10\x02\x12\f\n" +
+	"\bREJECTED\x10\x03\x12\n" +
+	"\n" +
+	"\x06FAILED\x10\x04\x12\t\n" +
+	"\x05ERROR\x10\x05\"\x80\x02\n" +
 	"\x11CreatePollRequest\x12\"\n" +
 	"\border_id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\aorderId\x12$\n" +
 	"\tissuer_id\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\bissuerId\x12!\n" +
@@ -596,9 +804,11 @@ const file_certctl_asyncpoller_v1_poll_proto_rawDesc = "" +
 	"\x04poll\x18\x01 \x01(\v2\x1c.certctl.asyncpoller.v1.PollR\x04poll\"7\n" +
 	"\x11CancelPollRequest\x12\"\n" +
 	"\border_id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\aorderId\"\x14\n" +
-	"\x12CancelPollResponse\">\n" +
+	"\x12CancelPollResponse\"\xea\x01\n" +
 	"\x14BatchGetPollsRequest\x12&\n" +
-	"\torder_ids\x18\x01 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\borderIds\"K\n" +
+	"\torder_ids\x18\x01 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\borderIds\x12'\n" +
+	"\x0finclude_history\x18\x02 \x01(\bR\x0eincludeHistory:\x80\x01\xbaH}\x1a{\n" +
+	"\x0ehistory_of_few\x123the history is given of at most 50 orders at a time\x1a4!this.include_history || this.order_ids.size() <= 50\"K\n" +
 	"\x15BatchGetPollsResponse\x122\n" +
 	"\x05polls\x18\x01 \x03(\v2\x1c.certctl.asyncpoller.v1.PollR\x05polls2\xa9\x03\n" +
 	"\x13PollInternalService\x12c\n" +
@@ -622,44 +832,52 @@ func file_certctl_asyncpoller_v1_poll_proto_rawDescGZIP() []byte {
 	return file_certctl_asyncpoller_v1_poll_proto_rawDescData
 }
 
-var file_certctl_asyncpoller_v1_poll_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_certctl_asyncpoller_v1_poll_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_certctl_asyncpoller_v1_poll_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_certctl_asyncpoller_v1_poll_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_certctl_asyncpoller_v1_poll_proto_goTypes = []any{
 	(Poll_State)(0),               // 0: certctl.asyncpoller.v1.Poll.State
-	(*Poll)(nil),                  // 1: certctl.asyncpoller.v1.Poll
-	(*CreatePollRequest)(nil),     // 2: certctl.asyncpoller.v1.CreatePollRequest
-	(*CreatePollResponse)(nil),    // 3: certctl.asyncpoller.v1.CreatePollResponse
-	(*PollNowRequest)(nil),        // 4: certctl.asyncpoller.v1.PollNowRequest
-	(*PollNowResponse)(nil),       // 5: certctl.asyncpoller.v1.PollNowResponse
-	(*CancelPollRequest)(nil),     // 6: certctl.asyncpoller.v1.CancelPollRequest
-	(*CancelPollResponse)(nil),    // 7: certctl.asyncpoller.v1.CancelPollResponse
-	(*BatchGetPollsRequest)(nil),  // 8: certctl.asyncpoller.v1.BatchGetPollsRequest
-	(*BatchGetPollsResponse)(nil), // 9: certctl.asyncpoller.v1.BatchGetPollsResponse
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(PollAnswer_Result)(0),        // 1: certctl.asyncpoller.v1.PollAnswer.Result
+	(*Poll)(nil),                  // 2: certctl.asyncpoller.v1.Poll
+	(*PollAnswer)(nil),            // 3: certctl.asyncpoller.v1.PollAnswer
+	(*CreatePollRequest)(nil),     // 4: certctl.asyncpoller.v1.CreatePollRequest
+	(*CreatePollResponse)(nil),    // 5: certctl.asyncpoller.v1.CreatePollResponse
+	(*PollNowRequest)(nil),        // 6: certctl.asyncpoller.v1.PollNowRequest
+	(*PollNowResponse)(nil),       // 7: certctl.asyncpoller.v1.PollNowResponse
+	(*CancelPollRequest)(nil),     // 8: certctl.asyncpoller.v1.CancelPollRequest
+	(*CancelPollResponse)(nil),    // 9: certctl.asyncpoller.v1.CancelPollResponse
+	(*BatchGetPollsRequest)(nil),  // 10: certctl.asyncpoller.v1.BatchGetPollsRequest
+	(*BatchGetPollsResponse)(nil), // 11: certctl.asyncpoller.v1.BatchGetPollsResponse
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
 }
 var file_certctl_asyncpoller_v1_poll_proto_depIdxs = []int32{
 	0,  // 0: certctl.asyncpoller.v1.Poll.state:type_name -> certctl.asyncpoller.v1.Poll.State
-	10, // 1: certctl.asyncpoller.v1.Poll.due_time:type_name -> google.protobuf.Timestamp
-	10, // 2: certctl.asyncpoller.v1.Poll.deadline_time:type_name -> google.protobuf.Timestamp
-	10, // 3: certctl.asyncpoller.v1.Poll.create_time:type_name -> google.protobuf.Timestamp
-	10, // 4: certctl.asyncpoller.v1.CreatePollRequest.due_time:type_name -> google.protobuf.Timestamp
-	10, // 5: certctl.asyncpoller.v1.CreatePollRequest.deadline_time:type_name -> google.protobuf.Timestamp
-	1,  // 6: certctl.asyncpoller.v1.CreatePollResponse.poll:type_name -> certctl.asyncpoller.v1.Poll
-	1,  // 7: certctl.asyncpoller.v1.PollNowResponse.poll:type_name -> certctl.asyncpoller.v1.Poll
-	1,  // 8: certctl.asyncpoller.v1.BatchGetPollsResponse.polls:type_name -> certctl.asyncpoller.v1.Poll
-	2,  // 9: certctl.asyncpoller.v1.PollInternalService.CreatePoll:input_type -> certctl.asyncpoller.v1.CreatePollRequest
-	4,  // 10: certctl.asyncpoller.v1.PollInternalService.PollNow:input_type -> certctl.asyncpoller.v1.PollNowRequest
-	6,  // 11: certctl.asyncpoller.v1.PollInternalService.CancelPoll:input_type -> certctl.asyncpoller.v1.CancelPollRequest
-	8,  // 12: certctl.asyncpoller.v1.PollInternalService.BatchGetPolls:input_type -> certctl.asyncpoller.v1.BatchGetPollsRequest
-	3,  // 13: certctl.asyncpoller.v1.PollInternalService.CreatePoll:output_type -> certctl.asyncpoller.v1.CreatePollResponse
-	5,  // 14: certctl.asyncpoller.v1.PollInternalService.PollNow:output_type -> certctl.asyncpoller.v1.PollNowResponse
-	7,  // 15: certctl.asyncpoller.v1.PollInternalService.CancelPoll:output_type -> certctl.asyncpoller.v1.CancelPollResponse
-	9,  // 16: certctl.asyncpoller.v1.PollInternalService.BatchGetPolls:output_type -> certctl.asyncpoller.v1.BatchGetPollsResponse
-	13, // [13:17] is the sub-list for method output_type
-	9,  // [9:13] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	12, // 1: certctl.asyncpoller.v1.Poll.due_time:type_name -> google.protobuf.Timestamp
+	12, // 2: certctl.asyncpoller.v1.Poll.deadline_time:type_name -> google.protobuf.Timestamp
+	12, // 3: certctl.asyncpoller.v1.Poll.create_time:type_name -> google.protobuf.Timestamp
+	3,  // 4: certctl.asyncpoller.v1.Poll.history:type_name -> certctl.asyncpoller.v1.PollAnswer
+	12, // 5: certctl.asyncpoller.v1.PollAnswer.poll_time:type_name -> google.protobuf.Timestamp
+	13, // 6: certctl.asyncpoller.v1.PollAnswer.duration:type_name -> google.protobuf.Duration
+	1,  // 7: certctl.asyncpoller.v1.PollAnswer.result:type_name -> certctl.asyncpoller.v1.PollAnswer.Result
+	12, // 8: certctl.asyncpoller.v1.PollAnswer.next_poll_time:type_name -> google.protobuf.Timestamp
+	12, // 9: certctl.asyncpoller.v1.CreatePollRequest.due_time:type_name -> google.protobuf.Timestamp
+	12, // 10: certctl.asyncpoller.v1.CreatePollRequest.deadline_time:type_name -> google.protobuf.Timestamp
+	2,  // 11: certctl.asyncpoller.v1.CreatePollResponse.poll:type_name -> certctl.asyncpoller.v1.Poll
+	2,  // 12: certctl.asyncpoller.v1.PollNowResponse.poll:type_name -> certctl.asyncpoller.v1.Poll
+	2,  // 13: certctl.asyncpoller.v1.BatchGetPollsResponse.polls:type_name -> certctl.asyncpoller.v1.Poll
+	4,  // 14: certctl.asyncpoller.v1.PollInternalService.CreatePoll:input_type -> certctl.asyncpoller.v1.CreatePollRequest
+	6,  // 15: certctl.asyncpoller.v1.PollInternalService.PollNow:input_type -> certctl.asyncpoller.v1.PollNowRequest
+	8,  // 16: certctl.asyncpoller.v1.PollInternalService.CancelPoll:input_type -> certctl.asyncpoller.v1.CancelPollRequest
+	10, // 17: certctl.asyncpoller.v1.PollInternalService.BatchGetPolls:input_type -> certctl.asyncpoller.v1.BatchGetPollsRequest
+	5,  // 18: certctl.asyncpoller.v1.PollInternalService.CreatePoll:output_type -> certctl.asyncpoller.v1.CreatePollResponse
+	7,  // 19: certctl.asyncpoller.v1.PollInternalService.PollNow:output_type -> certctl.asyncpoller.v1.PollNowResponse
+	9,  // 20: certctl.asyncpoller.v1.PollInternalService.CancelPoll:output_type -> certctl.asyncpoller.v1.CancelPollResponse
+	11, // 21: certctl.asyncpoller.v1.PollInternalService.BatchGetPolls:output_type -> certctl.asyncpoller.v1.BatchGetPollsResponse
+	18, // [18:22] is the sub-list for method output_type
+	14, // [14:18] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_certctl_asyncpoller_v1_poll_proto_init() }
@@ -672,8 +890,8 @@ func file_certctl_asyncpoller_v1_poll_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_certctl_asyncpoller_v1_poll_proto_rawDesc), len(file_certctl_asyncpoller_v1_poll_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   9,
+			NumEnums:      2,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

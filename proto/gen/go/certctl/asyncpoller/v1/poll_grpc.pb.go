@@ -35,7 +35,8 @@ const (
 type PollInternalServiceClient interface {
 	// CreatePoll starts to watch an order. Callers: issuance. Safe to repeat: keyed by order_id.
 	CreatePoll(ctx context.Context, in *CreatePollRequest, opts ...grpc.CallOption) (*CreatePollResponse, error)
-	// PollNow makes an order due at once. Callers: issuance. Safe to repeat.
+	// PollNow makes an order due at once: its CA is asked also when it did not answer lately or wants rest. Callers: issuance.
+	// Safe to repeat.
 	PollNow(ctx context.Context, in *PollNowRequest, opts ...grpc.CallOption) (*PollNowResponse, error)
 	// CancelPoll ends the watch. Callers: issuance. Safe to repeat.
 	CancelPoll(ctx context.Context, in *CancelPollRequest, opts ...grpc.CallOption) (*CancelPollResponse, error)
@@ -99,7 +100,8 @@ func (c *pollInternalServiceClient) BatchGetPolls(ctx context.Context, in *Batch
 type PollInternalServiceServer interface {
 	// CreatePoll starts to watch an order. Callers: issuance. Safe to repeat: keyed by order_id.
 	CreatePoll(context.Context, *CreatePollRequest) (*CreatePollResponse, error)
-	// PollNow makes an order due at once. Callers: issuance. Safe to repeat.
+	// PollNow makes an order due at once: its CA is asked also when it did not answer lately or wants rest. Callers: issuance.
+	// Safe to repeat.
 	PollNow(context.Context, *PollNowRequest) (*PollNowResponse, error)
 	// CancelPoll ends the watch. Callers: issuance. Safe to repeat.
 	CancelPoll(context.Context, *CancelPollRequest) (*CancelPollResponse, error)

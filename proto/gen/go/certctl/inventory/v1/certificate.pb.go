@@ -97,6 +97,10 @@ const (
 	Revocation_PENDING Revocation_State = 1
 	// Known to the CA.
 	Revocation_REVOKED Revocation_State = 2
+	// A human at the CA has to approve.
+	Revocation_AWAITING_APPROVAL Revocation_State = 3
+	// The CA refused, or has no revocation: the version says why.
+	Revocation_FAILED Revocation_State = 4
 )
 
 // Enum value maps for Revocation_State.
@@ -105,11 +109,15 @@ var (
 		0: "STATE_UNSPECIFIED",
 		1: "PENDING",
 		2: "REVOKED",
+		3: "AWAITING_APPROVAL",
+		4: "FAILED",
 	}
 	Revocation_State_value = map[string]int32{
 		"STATE_UNSPECIFIED": 0,
 		"PENDING":           1,
 		"REVOKED":           2,
+		"AWAITING_APPROVAL": 3,
+		"FAILED":            4,
 	}
 )
 
@@ -419,8 +427,12 @@ type CertificateVersion struct {
 	PublicKeySha256  string                 `protobuf:"bytes,14,opt,name=public_key_sha256,json=publicKeySha256,proto3" json:"public_key_sha256,omitempty"`
 	RevocationTime   *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=revocation_time,json=revocationTime,proto3" json:"revocation_time,omitempty"`
 	RevocationReason string                 `protobuf:"bytes,16,opt,name=revocation_reason,json=revocationReason,proto3" json:"revocation_reason,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// How the revocation is at the CA; unspecified: it is not revoked.
+	RevocationState Revocation_State `protobuf:"varint,17,opt,name=revocation_state,json=revocationState,proto3,enum=certctl.inventory.v1.Revocation_State" json:"revocation_state,omitempty"`
+	// Why the CA has not revoked it yet, or at all.
+	RevocationError string `protobuf:"bytes,18,opt,name=revocation_error,json=revocationError,proto3" json:"revocation_error,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *CertificateVersion) Reset() {
@@ -561,6 +573,20 @@ func (x *CertificateVersion) GetRevocationTime() *timestamppb.Timestamp {
 func (x *CertificateVersion) GetRevocationReason() string {
 	if x != nil {
 		return x.RevocationReason
+	}
+	return ""
+}
+
+func (x *CertificateVersion) GetRevocationState() Revocation_State {
+	if x != nil {
+		return x.RevocationState
+	}
+	return Revocation_STATE_UNSPECIFIED
+}
+
+func (x *CertificateVersion) GetRevocationError() string {
+	if x != nil {
+		return x.RevocationError
 	}
 	return ""
 }
@@ -1786,7 +1812,7 @@ const file_certctl_inventory_v1_certificate_proto_rawDesc = "" +
 	"\x06ACTIVE\x10\x02\x12\v\n" +
 	"\aEXPIRED\x10\x03\x12\v\n" +
 	"\aREVOKED\x10\x04\x12\f\n" +
-	"\bARCHIVED\x10\x05\"\xcd\x05\n" +
+	"\bARCHIVED\x10\x05\"\xcb\x06\n" +
 	"\x12CertificateVersion\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x05R\aversion\x12#\n" +
 	"\rserial_number\x18\x02 \x01(\tR\fserialNumber\x12-\n" +
@@ -1807,18 +1833,23 @@ const file_certctl_inventory_v1_certificate_proto_rawDesc = "" +
 	"\bagent_id\x18\r \x01(\tR\aagentId\x12*\n" +
 	"\x11public_key_sha256\x18\x0e \x01(\tR\x0fpublicKeySha256\x12C\n" +
 	"\x0frevocation_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\x0erevocationTime\x12+\n" +
-	"\x11revocation_reason\x18\x10 \x01(\tR\x10revocationReason\"\xca\x02\n" +
+	"\x11revocation_reason\x18\x10 \x01(\tR\x10revocationReason\x12Q\n" +
+	"\x10revocation_state\x18\x11 \x01(\x0e2&.certctl.inventory.v1.Revocation.StateR\x0frevocationState\x12)\n" +
+	"\x10revocation_error\x18\x12 \x01(\tR\x0frevocationError\"\xed\x02\n" +
 	"\n" +
 	"Revocation\x12%\n" +
 	"\x0ecertificate_id\x18\x01 \x01(\tR\rcertificateId\x12<\n" +
 	"\x05state\x18\x02 \x01(\x0e2&.certctl.inventory.v1.Revocation.StateR\x05state\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12C\n" +
 	"\x0frevocation_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x0erevocationTime\x12@\n" +
-	"\bversions\x18\x05 \x03(\v2$.certctl.inventory.v1.RevokedVersionR\bversions\"8\n" +
+	"\bversions\x18\x05 \x03(\v2$.certctl.inventory.v1.RevokedVersionR\bversions\"[\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\v\n" +
 	"\aPENDING\x10\x01\x12\v\n" +
-	"\aREVOKED\x10\x02\"O\n" +
+	"\aREVOKED\x10\x02\x12\x15\n" +
+	"\x11AWAITING_APPROVAL\x10\x03\x12\n" +
+	"\n" +
+	"\x06FAILED\x10\x04\"O\n" +
 	"\x0eRevokedVersion\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x05R\aversion\x12#\n" +
 	"\rserial_number\x18\x02 \x01(\tR\fserialNumber\"\xb4\x06\n" +
@@ -1986,48 +2017,49 @@ var file_certctl_inventory_v1_certificate_proto_depIdxs = []int32{
 	25, // 10: certctl.inventory.v1.CertificateVersion.key_algorithm:type_name -> certctl.type.v1.KeyAlgorithm
 	26, // 11: certctl.inventory.v1.CertificateVersion.create_time:type_name -> google.protobuf.Timestamp
 	26, // 12: certctl.inventory.v1.CertificateVersion.revocation_time:type_name -> google.protobuf.Timestamp
-	1,  // 13: certctl.inventory.v1.Revocation.state:type_name -> certctl.inventory.v1.Revocation.State
-	26, // 14: certctl.inventory.v1.Revocation.revocation_time:type_name -> google.protobuf.Timestamp
-	5,  // 15: certctl.inventory.v1.Revocation.versions:type_name -> certctl.inventory.v1.RevokedVersion
-	0,  // 16: certctl.inventory.v1.ListCertificatesRequest.status:type_name -> certctl.inventory.v1.Certificate.Status
-	26, // 17: certctl.inventory.v1.ListCertificatesRequest.expires_before:type_name -> google.protobuf.Timestamp
-	26, // 18: certctl.inventory.v1.ListCertificatesRequest.expires_after:type_name -> google.protobuf.Timestamp
-	24, // 19: certctl.inventory.v1.ListCertificatesRequest.label:type_name -> certctl.inventory.v1.ListCertificatesRequest.LabelEntry
-	2,  // 20: certctl.inventory.v1.ListCertificatesResponse.certificates:type_name -> certctl.inventory.v1.Certificate
-	2,  // 21: certctl.inventory.v1.GetCertificateResponse.certificate:type_name -> certctl.inventory.v1.Certificate
-	2,  // 22: certctl.inventory.v1.CreateCertificateRequest.certificate:type_name -> certctl.inventory.v1.Certificate
-	2,  // 23: certctl.inventory.v1.CreateCertificateResponse.certificate:type_name -> certctl.inventory.v1.Certificate
-	2,  // 24: certctl.inventory.v1.UpdateCertificateRequest.certificate:type_name -> certctl.inventory.v1.Certificate
-	27, // 25: certctl.inventory.v1.UpdateCertificateRequest.update_mask:type_name -> google.protobuf.FieldMask
-	2,  // 26: certctl.inventory.v1.UpdateCertificateResponse.certificate:type_name -> certctl.inventory.v1.Certificate
-	2,  // 27: certctl.inventory.v1.DeleteCertificateResponse.certificate:type_name -> certctl.inventory.v1.Certificate
-	28, // 28: certctl.inventory.v1.RevokeCertificateRequest.reason:type_name -> certctl.type.v1.RevocationReason
-	4,  // 29: certctl.inventory.v1.RevokeCertificateResponse.revocation:type_name -> certctl.inventory.v1.Revocation
-	3,  // 30: certctl.inventory.v1.ListCertificateVersionsResponse.versions:type_name -> certctl.inventory.v1.CertificateVersion
-	3,  // 31: certctl.inventory.v1.GetCertificateVersionResponse.version:type_name -> certctl.inventory.v1.CertificateVersion
-	6,  // 32: certctl.inventory.v1.CertificateService.ListCertificates:input_type -> certctl.inventory.v1.ListCertificatesRequest
-	8,  // 33: certctl.inventory.v1.CertificateService.GetCertificate:input_type -> certctl.inventory.v1.GetCertificateRequest
-	10, // 34: certctl.inventory.v1.CertificateService.CreateCertificate:input_type -> certctl.inventory.v1.CreateCertificateRequest
-	12, // 35: certctl.inventory.v1.CertificateService.UpdateCertificate:input_type -> certctl.inventory.v1.UpdateCertificateRequest
-	14, // 36: certctl.inventory.v1.CertificateService.DeleteCertificate:input_type -> certctl.inventory.v1.DeleteCertificateRequest
-	16, // 37: certctl.inventory.v1.CertificateService.RevokeCertificate:input_type -> certctl.inventory.v1.RevokeCertificateRequest
-	18, // 38: certctl.inventory.v1.CertificateService.ListCertificateVersions:input_type -> certctl.inventory.v1.ListCertificateVersionsRequest
-	20, // 39: certctl.inventory.v1.CertificateService.GetCertificateVersion:input_type -> certctl.inventory.v1.GetCertificateVersionRequest
-	22, // 40: certctl.inventory.v1.CertificateService.DownloadCertificateVersion:input_type -> certctl.inventory.v1.DownloadCertificateVersionRequest
-	7,  // 41: certctl.inventory.v1.CertificateService.ListCertificates:output_type -> certctl.inventory.v1.ListCertificatesResponse
-	9,  // 42: certctl.inventory.v1.CertificateService.GetCertificate:output_type -> certctl.inventory.v1.GetCertificateResponse
-	11, // 43: certctl.inventory.v1.CertificateService.CreateCertificate:output_type -> certctl.inventory.v1.CreateCertificateResponse
-	13, // 44: certctl.inventory.v1.CertificateService.UpdateCertificate:output_type -> certctl.inventory.v1.UpdateCertificateResponse
-	15, // 45: certctl.inventory.v1.CertificateService.DeleteCertificate:output_type -> certctl.inventory.v1.DeleteCertificateResponse
-	17, // 46: certctl.inventory.v1.CertificateService.RevokeCertificate:output_type -> certctl.inventory.v1.RevokeCertificateResponse
-	19, // 47: certctl.inventory.v1.CertificateService.ListCertificateVersions:output_type -> certctl.inventory.v1.ListCertificateVersionsResponse
-	21, // 48: certctl.inventory.v1.CertificateService.GetCertificateVersion:output_type -> certctl.inventory.v1.GetCertificateVersionResponse
-	29, // 49: certctl.inventory.v1.CertificateService.DownloadCertificateVersion:output_type -> google.api.HttpBody
-	41, // [41:50] is the sub-list for method output_type
-	32, // [32:41] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	1,  // 13: certctl.inventory.v1.CertificateVersion.revocation_state:type_name -> certctl.inventory.v1.Revocation.State
+	1,  // 14: certctl.inventory.v1.Revocation.state:type_name -> certctl.inventory.v1.Revocation.State
+	26, // 15: certctl.inventory.v1.Revocation.revocation_time:type_name -> google.protobuf.Timestamp
+	5,  // 16: certctl.inventory.v1.Revocation.versions:type_name -> certctl.inventory.v1.RevokedVersion
+	0,  // 17: certctl.inventory.v1.ListCertificatesRequest.status:type_name -> certctl.inventory.v1.Certificate.Status
+	26, // 18: certctl.inventory.v1.ListCertificatesRequest.expires_before:type_name -> google.protobuf.Timestamp
+	26, // 19: certctl.inventory.v1.ListCertificatesRequest.expires_after:type_name -> google.protobuf.Timestamp
+	24, // 20: certctl.inventory.v1.ListCertificatesRequest.label:type_name -> certctl.inventory.v1.ListCertificatesRequest.LabelEntry
+	2,  // 21: certctl.inventory.v1.ListCertificatesResponse.certificates:type_name -> certctl.inventory.v1.Certificate
+	2,  // 22: certctl.inventory.v1.GetCertificateResponse.certificate:type_name -> certctl.inventory.v1.Certificate
+	2,  // 23: certctl.inventory.v1.CreateCertificateRequest.certificate:type_name -> certctl.inventory.v1.Certificate
+	2,  // 24: certctl.inventory.v1.CreateCertificateResponse.certificate:type_name -> certctl.inventory.v1.Certificate
+	2,  // 25: certctl.inventory.v1.UpdateCertificateRequest.certificate:type_name -> certctl.inventory.v1.Certificate
+	27, // 26: certctl.inventory.v1.UpdateCertificateRequest.update_mask:type_name -> google.protobuf.FieldMask
+	2,  // 27: certctl.inventory.v1.UpdateCertificateResponse.certificate:type_name -> certctl.inventory.v1.Certificate
+	2,  // 28: certctl.inventory.v1.DeleteCertificateResponse.certificate:type_name -> certctl.inventory.v1.Certificate
+	28, // 29: certctl.inventory.v1.RevokeCertificateRequest.reason:type_name -> certctl.type.v1.RevocationReason
+	4,  // 30: certctl.inventory.v1.RevokeCertificateResponse.revocation:type_name -> certctl.inventory.v1.Revocation
+	3,  // 31: certctl.inventory.v1.ListCertificateVersionsResponse.versions:type_name -> certctl.inventory.v1.CertificateVersion
+	3,  // 32: certctl.inventory.v1.GetCertificateVersionResponse.version:type_name -> certctl.inventory.v1.CertificateVersion
+	6,  // 33: certctl.inventory.v1.CertificateService.ListCertificates:input_type -> certctl.inventory.v1.ListCertificatesRequest
+	8,  // 34: certctl.inventory.v1.CertificateService.GetCertificate:input_type -> certctl.inventory.v1.GetCertificateRequest
+	10, // 35: certctl.inventory.v1.CertificateService.CreateCertificate:input_type -> certctl.inventory.v1.CreateCertificateRequest
+	12, // 36: certctl.inventory.v1.CertificateService.UpdateCertificate:input_type -> certctl.inventory.v1.UpdateCertificateRequest
+	14, // 37: certctl.inventory.v1.CertificateService.DeleteCertificate:input_type -> certctl.inventory.v1.DeleteCertificateRequest
+	16, // 38: certctl.inventory.v1.CertificateService.RevokeCertificate:input_type -> certctl.inventory.v1.RevokeCertificateRequest
+	18, // 39: certctl.inventory.v1.CertificateService.ListCertificateVersions:input_type -> certctl.inventory.v1.ListCertificateVersionsRequest
+	20, // 40: certctl.inventory.v1.CertificateService.GetCertificateVersion:input_type -> certctl.inventory.v1.GetCertificateVersionRequest
+	22, // 41: certctl.inventory.v1.CertificateService.DownloadCertificateVersion:input_type -> certctl.inventory.v1.DownloadCertificateVersionRequest
+	7,  // 42: certctl.inventory.v1.CertificateService.ListCertificates:output_type -> certctl.inventory.v1.ListCertificatesResponse
+	9,  // 43: certctl.inventory.v1.CertificateService.GetCertificate:output_type -> certctl.inventory.v1.GetCertificateResponse
+	11, // 44: certctl.inventory.v1.CertificateService.CreateCertificate:output_type -> certctl.inventory.v1.CreateCertificateResponse
+	13, // 45: certctl.inventory.v1.CertificateService.UpdateCertificate:output_type -> certctl.inventory.v1.UpdateCertificateResponse
+	15, // 46: certctl.inventory.v1.CertificateService.DeleteCertificate:output_type -> certctl.inventory.v1.DeleteCertificateResponse
+	17, // 47: certctl.inventory.v1.CertificateService.RevokeCertificate:output_type -> certctl.inventory.v1.RevokeCertificateResponse
+	19, // 48: certctl.inventory.v1.CertificateService.ListCertificateVersions:output_type -> certctl.inventory.v1.ListCertificateVersionsResponse
+	21, // 49: certctl.inventory.v1.CertificateService.GetCertificateVersion:output_type -> certctl.inventory.v1.GetCertificateVersionResponse
+	29, // 50: certctl.inventory.v1.CertificateService.DownloadCertificateVersion:output_type -> google.api.HttpBody
+	42, // [42:51] is the sub-list for method output_type
+	33, // [33:42] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_certctl_inventory_v1_certificate_proto_init() }

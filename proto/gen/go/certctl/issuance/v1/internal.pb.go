@@ -81,6 +81,61 @@ func (RecordPollResultRequest_Outcome) EnumDescriptor() ([]byte, []int) {
 	return file_certctl_issuance_v1_internal_proto_rawDescGZIP(), []int{15, 0}
 }
 
+type RevocationChanged_State int32
+
+const (
+	RevocationChanged_STATE_UNSPECIFIED RevocationChanged_State = 0
+	// A human at the CA has to approve.
+	RevocationChanged_AWAITING_APPROVAL RevocationChanged_State = 1
+	// The CA, or a human there, refused.
+	RevocationChanged_FAILED RevocationChanged_State = 2
+	// The CA has no revocation that certctl could use.
+	RevocationChanged_UNSUPPORTED RevocationChanged_State = 3
+)
+
+// Enum value maps for RevocationChanged_State.
+var (
+	RevocationChanged_State_name = map[int32]string{
+		0: "STATE_UNSPECIFIED",
+		1: "AWAITING_APPROVAL",
+		2: "FAILED",
+		3: "UNSUPPORTED",
+	}
+	RevocationChanged_State_value = map[string]int32{
+		"STATE_UNSPECIFIED": 0,
+		"AWAITING_APPROVAL": 1,
+		"FAILED":            2,
+		"UNSUPPORTED":       3,
+	}
+)
+
+func (x RevocationChanged_State) Enum() *RevocationChanged_State {
+	p := new(RevocationChanged_State)
+	*p = x
+	return p
+}
+
+func (x RevocationChanged_State) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RevocationChanged_State) Descriptor() protoreflect.EnumDescriptor {
+	return file_certctl_issuance_v1_internal_proto_enumTypes[1].Descriptor()
+}
+
+func (RevocationChanged_State) Type() protoreflect.EnumType {
+	return &file_certctl_issuance_v1_internal_proto_enumTypes[1]
+}
+
+func (x RevocationChanged_State) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RevocationChanged_State.Descriptor instead.
+func (RevocationChanged_State) EnumDescriptor() ([]byte, []int) {
+	return file_certctl_issuance_v1_internal_proto_rawDescGZIP(), []int{20, 0}
+}
+
 type CheckCertificateRequestRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	IssuerId      string                 `protobuf:"bytes,1,opt,name=issuer_id,json=issuerId,proto3" json:"issuer_id,omitempty"`
@@ -1272,6 +1327,75 @@ func (x *RevocationDone) GetSerialNumbers() []string {
 	return nil
 }
 
+// RevocationChanged is the payload of "revocation.changed": the CA has not revoked it, and says why.
+type RevocationChanged struct {
+	state         protoimpl.MessageState  `protogen:"open.v1"`
+	CertificateId string                  `protobuf:"bytes,1,opt,name=certificate_id,json=certificateId,proto3" json:"certificate_id,omitempty"`
+	SerialNumbers []string                `protobuf:"bytes,2,rep,name=serial_numbers,json=serialNumbers,proto3" json:"serial_numbers,omitempty"`
+	State         RevocationChanged_State `protobuf:"varint,3,opt,name=state,proto3,enum=certctl.issuance.v1.RevocationChanged_State" json:"state,omitempty"`
+	Message       string                  `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevocationChanged) Reset() {
+	*x = RevocationChanged{}
+	mi := &file_certctl_issuance_v1_internal_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevocationChanged) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevocationChanged) ProtoMessage() {}
+
+func (x *RevocationChanged) ProtoReflect() protoreflect.Message {
+	mi := &file_certctl_issuance_v1_internal_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevocationChanged.ProtoReflect.Descriptor instead.
+func (*RevocationChanged) Descriptor() ([]byte, []int) {
+	return file_certctl_issuance_v1_internal_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RevocationChanged) GetCertificateId() string {
+	if x != nil {
+		return x.CertificateId
+	}
+	return ""
+}
+
+func (x *RevocationChanged) GetSerialNumbers() []string {
+	if x != nil {
+		return x.SerialNumbers
+	}
+	return nil
+}
+
+func (x *RevocationChanged) GetState() RevocationChanged_State {
+	if x != nil {
+		return x.State
+	}
+	return RevocationChanged_STATE_UNSPECIFIED
+}
+
+func (x *RevocationChanged) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 var File_certctl_issuance_v1_internal_proto protoreflect.FileDescriptor
 
 const file_certctl_issuance_v1_internal_proto_rawDesc = "" +
@@ -1370,7 +1494,18 @@ const file_certctl_issuance_v1_internal_proto_rawDesc = "" +
 	"\blifetime\x18\a \x01(\v2\x19.google.protobuf.DurationR\blifetime\"^\n" +
 	"\x0eRevocationDone\x12%\n" +
 	"\x0ecertificate_id\x18\x01 \x01(\tR\rcertificateId\x12%\n" +
-	"\x0eserial_numbers\x18\x02 \x03(\tR\rserialNumbers2\x90\a\n" +
+	"\x0eserial_numbers\x18\x02 \x03(\tR\rserialNumbers\"\x93\x02\n" +
+	"\x11RevocationChanged\x12%\n" +
+	"\x0ecertificate_id\x18\x01 \x01(\tR\rcertificateId\x12%\n" +
+	"\x0eserial_numbers\x18\x02 \x03(\tR\rserialNumbers\x12B\n" +
+	"\x05state\x18\x03 \x01(\x0e2,.certctl.issuance.v1.RevocationChanged.StateR\x05state\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"R\n" +
+	"\x05State\x12\x15\n" +
+	"\x11STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11AWAITING_APPROVAL\x10\x01\x12\n" +
+	"\n" +
+	"\x06FAILED\x10\x02\x12\x0f\n" +
+	"\vUNSUPPORTED\x10\x032\x90\a\n" +
 	"\x17IssuanceInternalService\x12\x84\x01\n" +
 	"\x17CheckCertificateRequest\x123.certctl.issuance.v1.CheckCertificateRequestRequest\x1a4.certctl.issuance.v1.CheckCertificateRequestResponse\x12o\n" +
 	"\x10BatchGetProfiles\x12,.certctl.issuance.v1.BatchGetProfilesRequest\x1a-.certctl.issuance.v1.BatchGetProfilesResponse\x12`\n" +
@@ -1394,82 +1529,85 @@ func file_certctl_issuance_v1_internal_proto_rawDescGZIP() []byte {
 	return file_certctl_issuance_v1_internal_proto_rawDescData
 }
 
-var file_certctl_issuance_v1_internal_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_certctl_issuance_v1_internal_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_certctl_issuance_v1_internal_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_certctl_issuance_v1_internal_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_certctl_issuance_v1_internal_proto_goTypes = []any{
 	(RecordPollResultRequest_Outcome)(0),    // 0: certctl.issuance.v1.RecordPollResultRequest.Outcome
-	(*CheckCertificateRequestRequest)(nil),  // 1: certctl.issuance.v1.CheckCertificateRequestRequest
-	(*CheckCertificateRequestResponse)(nil), // 2: certctl.issuance.v1.CheckCertificateRequestResponse
-	(*FieldViolation)(nil),                  // 3: certctl.issuance.v1.FieldViolation
-	(*BatchGetProfilesRequest)(nil),         // 4: certctl.issuance.v1.BatchGetProfilesRequest
-	(*BatchGetProfilesResponse)(nil),        // 5: certctl.issuance.v1.BatchGetProfilesResponse
-	(*SubmitOrderRequest)(nil),              // 6: certctl.issuance.v1.SubmitOrderRequest
-	(*SubmitOrderResponse)(nil),             // 7: certctl.issuance.v1.SubmitOrderResponse
-	(*CheckCsrRequest)(nil),                 // 8: certctl.issuance.v1.CheckCsrRequest
-	(*CheckCsrResponse)(nil),                // 9: certctl.issuance.v1.CheckCsrResponse
-	(*BatchGetOrdersRequest)(nil),           // 10: certctl.issuance.v1.BatchGetOrdersRequest
-	(*BatchGetOrdersResponse)(nil),          // 11: certctl.issuance.v1.BatchGetOrdersResponse
-	(*RevokeVersionsRequest)(nil),           // 12: certctl.issuance.v1.RevokeVersionsRequest
-	(*RevokeVersionsResponse)(nil),          // 13: certctl.issuance.v1.RevokeVersionsResponse
-	(*GetIssuerCredentialsRequest)(nil),     // 14: certctl.issuance.v1.GetIssuerCredentialsRequest
-	(*GetIssuerCredentialsResponse)(nil),    // 15: certctl.issuance.v1.GetIssuerCredentialsResponse
-	(*RecordPollResultRequest)(nil),         // 16: certctl.issuance.v1.RecordPollResultRequest
-	(*RecordPollResultResponse)(nil),        // 17: certctl.issuance.v1.RecordPollResultResponse
-	(*OrderChanged)(nil),                    // 18: certctl.issuance.v1.OrderChanged
-	(*CertificateIssued)(nil),               // 19: certctl.issuance.v1.CertificateIssued
-	(*RevocationDone)(nil),                  // 20: certctl.issuance.v1.RevocationDone
-	(*v1.Names)(nil),                        // 21: certctl.type.v1.Names
-	(v1.KeyAlgorithm)(0),                    // 22: certctl.type.v1.KeyAlgorithm
-	(*Profile)(nil),                         // 23: certctl.issuance.v1.Profile
-	(*Order)(nil),                           // 24: certctl.issuance.v1.Order
-	(v1.RevocationReason)(0),                // 25: certctl.type.v1.RevocationReason
-	(*timestamppb.Timestamp)(nil),           // 26: google.protobuf.Timestamp
-	(*v1.Problem)(nil),                      // 27: certctl.type.v1.Problem
-	(*durationpb.Duration)(nil),             // 28: google.protobuf.Duration
+	(RevocationChanged_State)(0),            // 1: certctl.issuance.v1.RevocationChanged.State
+	(*CheckCertificateRequestRequest)(nil),  // 2: certctl.issuance.v1.CheckCertificateRequestRequest
+	(*CheckCertificateRequestResponse)(nil), // 3: certctl.issuance.v1.CheckCertificateRequestResponse
+	(*FieldViolation)(nil),                  // 4: certctl.issuance.v1.FieldViolation
+	(*BatchGetProfilesRequest)(nil),         // 5: certctl.issuance.v1.BatchGetProfilesRequest
+	(*BatchGetProfilesResponse)(nil),        // 6: certctl.issuance.v1.BatchGetProfilesResponse
+	(*SubmitOrderRequest)(nil),              // 7: certctl.issuance.v1.SubmitOrderRequest
+	(*SubmitOrderResponse)(nil),             // 8: certctl.issuance.v1.SubmitOrderResponse
+	(*CheckCsrRequest)(nil),                 // 9: certctl.issuance.v1.CheckCsrRequest
+	(*CheckCsrResponse)(nil),                // 10: certctl.issuance.v1.CheckCsrResponse
+	(*BatchGetOrdersRequest)(nil),           // 11: certctl.issuance.v1.BatchGetOrdersRequest
+	(*BatchGetOrdersResponse)(nil),          // 12: certctl.issuance.v1.BatchGetOrdersResponse
+	(*RevokeVersionsRequest)(nil),           // 13: certctl.issuance.v1.RevokeVersionsRequest
+	(*RevokeVersionsResponse)(nil),          // 14: certctl.issuance.v1.RevokeVersionsResponse
+	(*GetIssuerCredentialsRequest)(nil),     // 15: certctl.issuance.v1.GetIssuerCredentialsRequest
+	(*GetIssuerCredentialsResponse)(nil),    // 16: certctl.issuance.v1.GetIssuerCredentialsResponse
+	(*RecordPollResultRequest)(nil),         // 17: certctl.issuance.v1.RecordPollResultRequest
+	(*RecordPollResultResponse)(nil),        // 18: certctl.issuance.v1.RecordPollResultResponse
+	(*OrderChanged)(nil),                    // 19: certctl.issuance.v1.OrderChanged
+	(*CertificateIssued)(nil),               // 20: certctl.issuance.v1.CertificateIssued
+	(*RevocationDone)(nil),                  // 21: certctl.issuance.v1.RevocationDone
+	(*RevocationChanged)(nil),               // 22: certctl.issuance.v1.RevocationChanged
+	(*v1.Names)(nil),                        // 23: certctl.type.v1.Names
+	(v1.KeyAlgorithm)(0),                    // 24: certctl.type.v1.KeyAlgorithm
+	(*Profile)(nil),                         // 25: certctl.issuance.v1.Profile
+	(*Order)(nil),                           // 26: certctl.issuance.v1.Order
+	(v1.RevocationReason)(0),                // 27: certctl.type.v1.RevocationReason
+	(*timestamppb.Timestamp)(nil),           // 28: google.protobuf.Timestamp
+	(*v1.Problem)(nil),                      // 29: certctl.type.v1.Problem
+	(*durationpb.Duration)(nil),             // 30: google.protobuf.Duration
 }
 var file_certctl_issuance_v1_internal_proto_depIdxs = []int32{
-	21, // 0: certctl.issuance.v1.CheckCertificateRequestRequest.names:type_name -> certctl.type.v1.Names
-	22, // 1: certctl.issuance.v1.CheckCertificateRequestRequest.key_algorithm:type_name -> certctl.type.v1.KeyAlgorithm
-	3,  // 2: certctl.issuance.v1.CheckCertificateRequestResponse.violations:type_name -> certctl.issuance.v1.FieldViolation
-	21, // 3: certctl.issuance.v1.CheckCertificateRequestResponse.names:type_name -> certctl.type.v1.Names
-	22, // 4: certctl.issuance.v1.CheckCertificateRequestResponse.key_algorithm:type_name -> certctl.type.v1.KeyAlgorithm
-	23, // 5: certctl.issuance.v1.BatchGetProfilesResponse.profiles:type_name -> certctl.issuance.v1.Profile
-	21, // 6: certctl.issuance.v1.SubmitOrderRequest.names:type_name -> certctl.type.v1.Names
-	22, // 7: certctl.issuance.v1.SubmitOrderRequest.key_algorithm:type_name -> certctl.type.v1.KeyAlgorithm
-	24, // 8: certctl.issuance.v1.SubmitOrderResponse.order:type_name -> certctl.issuance.v1.Order
-	21, // 9: certctl.issuance.v1.CheckCsrRequest.names:type_name -> certctl.type.v1.Names
-	22, // 10: certctl.issuance.v1.CheckCsrRequest.key_algorithm:type_name -> certctl.type.v1.KeyAlgorithm
-	3,  // 11: certctl.issuance.v1.CheckCsrResponse.violations:type_name -> certctl.issuance.v1.FieldViolation
-	24, // 12: certctl.issuance.v1.BatchGetOrdersResponse.orders:type_name -> certctl.issuance.v1.Order
-	25, // 13: certctl.issuance.v1.RevokeVersionsRequest.reason:type_name -> certctl.type.v1.RevocationReason
-	26, // 14: certctl.issuance.v1.RevokeVersionsRequest.revocation_time:type_name -> google.protobuf.Timestamp
+	23, // 0: certctl.issuance.v1.CheckCertificateRequestRequest.names:type_name -> certctl.type.v1.Names
+	24, // 1: certctl.issuance.v1.CheckCertificateRequestRequest.key_algorithm:type_name -> certctl.type.v1.KeyAlgorithm
+	4,  // 2: certctl.issuance.v1.CheckCertificateRequestResponse.violations:type_name -> certctl.issuance.v1.FieldViolation
+	23, // 3: certctl.issuance.v1.CheckCertificateRequestResponse.names:type_name -> certctl.type.v1.Names
+	24, // 4: certctl.issuance.v1.CheckCertificateRequestResponse.key_algorithm:type_name -> certctl.type.v1.KeyAlgorithm
+	25, // 5: certctl.issuance.v1.BatchGetProfilesResponse.profiles:type_name -> certctl.issuance.v1.Profile
+	23, // 6: certctl.issuance.v1.SubmitOrderRequest.names:type_name -> certctl.type.v1.Names
+	24, // 7: certctl.issuance.v1.SubmitOrderRequest.key_algorithm:type_name -> certctl.type.v1.KeyAlgorithm
+	26, // 8: certctl.issuance.v1.SubmitOrderResponse.order:type_name -> certctl.issuance.v1.Order
+	23, // 9: certctl.issuance.v1.CheckCsrRequest.names:type_name -> certctl.type.v1.Names
+	24, // 10: certctl.issuance.v1.CheckCsrRequest.key_algorithm:type_name -> certctl.type.v1.KeyAlgorithm
+	4,  // 11: certctl.issuance.v1.CheckCsrResponse.violations:type_name -> certctl.issuance.v1.FieldViolation
+	26, // 12: certctl.issuance.v1.BatchGetOrdersResponse.orders:type_name -> certctl.issuance.v1.Order
+	27, // 13: certctl.issuance.v1.RevokeVersionsRequest.reason:type_name -> certctl.type.v1.RevocationReason
+	28, // 14: certctl.issuance.v1.RevokeVersionsRequest.revocation_time:type_name -> google.protobuf.Timestamp
 	0,  // 15: certctl.issuance.v1.RecordPollResultRequest.outcome:type_name -> certctl.issuance.v1.RecordPollResultRequest.Outcome
-	27, // 16: certctl.issuance.v1.RecordPollResultRequest.problem:type_name -> certctl.type.v1.Problem
-	26, // 17: certctl.issuance.v1.RecordPollResultRequest.next_poll_time:type_name -> google.protobuf.Timestamp
-	24, // 18: certctl.issuance.v1.RecordPollResultResponse.order:type_name -> certctl.issuance.v1.Order
-	24, // 19: certctl.issuance.v1.OrderChanged.order:type_name -> certctl.issuance.v1.Order
-	28, // 20: certctl.issuance.v1.CertificateIssued.lifetime:type_name -> google.protobuf.Duration
-	1,  // 21: certctl.issuance.v1.IssuanceInternalService.CheckCertificateRequest:input_type -> certctl.issuance.v1.CheckCertificateRequestRequest
-	4,  // 22: certctl.issuance.v1.IssuanceInternalService.BatchGetProfiles:input_type -> certctl.issuance.v1.BatchGetProfilesRequest
-	6,  // 23: certctl.issuance.v1.IssuanceInternalService.SubmitOrder:input_type -> certctl.issuance.v1.SubmitOrderRequest
-	8,  // 24: certctl.issuance.v1.IssuanceInternalService.CheckCsr:input_type -> certctl.issuance.v1.CheckCsrRequest
-	10, // 25: certctl.issuance.v1.IssuanceInternalService.BatchGetOrders:input_type -> certctl.issuance.v1.BatchGetOrdersRequest
-	12, // 26: certctl.issuance.v1.IssuanceInternalService.RevokeVersions:input_type -> certctl.issuance.v1.RevokeVersionsRequest
-	14, // 27: certctl.issuance.v1.IssuanceInternalService.GetIssuerCredentials:input_type -> certctl.issuance.v1.GetIssuerCredentialsRequest
-	16, // 28: certctl.issuance.v1.IssuanceInternalService.RecordPollResult:input_type -> certctl.issuance.v1.RecordPollResultRequest
-	2,  // 29: certctl.issuance.v1.IssuanceInternalService.CheckCertificateRequest:output_type -> certctl.issuance.v1.CheckCertificateRequestResponse
-	5,  // 30: certctl.issuance.v1.IssuanceInternalService.BatchGetProfiles:output_type -> certctl.issuance.v1.BatchGetProfilesResponse
-	7,  // 31: certctl.issuance.v1.IssuanceInternalService.SubmitOrder:output_type -> certctl.issuance.v1.SubmitOrderResponse
-	9,  // 32: certctl.issuance.v1.IssuanceInternalService.CheckCsr:output_type -> certctl.issuance.v1.CheckCsrResponse
-	11, // 33: certctl.issuance.v1.IssuanceInternalService.BatchGetOrders:output_type -> certctl.issuance.v1.BatchGetOrdersResponse
-	13, // 34: certctl.issuance.v1.IssuanceInternalService.RevokeVersions:output_type -> certctl.issuance.v1.RevokeVersionsResponse
-	15, // 35: certctl.issuance.v1.IssuanceInternalService.GetIssuerCredentials:output_type -> certctl.issuance.v1.GetIssuerCredentialsResponse
-	17, // 36: certctl.issuance.v1.IssuanceInternalService.RecordPollResult:output_type -> certctl.issuance.v1.RecordPollResultResponse
-	29, // [29:37] is the sub-list for method output_type
-	21, // [21:29] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	29, // 16: certctl.issuance.v1.RecordPollResultRequest.problem:type_name -> certctl.type.v1.Problem
+	28, // 17: certctl.issuance.v1.RecordPollResultRequest.next_poll_time:type_name -> google.protobuf.Timestamp
+	26, // 18: certctl.issuance.v1.RecordPollResultResponse.order:type_name -> certctl.issuance.v1.Order
+	26, // 19: certctl.issuance.v1.OrderChanged.order:type_name -> certctl.issuance.v1.Order
+	30, // 20: certctl.issuance.v1.CertificateIssued.lifetime:type_name -> google.protobuf.Duration
+	1,  // 21: certctl.issuance.v1.RevocationChanged.state:type_name -> certctl.issuance.v1.RevocationChanged.State
+	2,  // 22: certctl.issuance.v1.IssuanceInternalService.CheckCertificateRequest:input_type -> certctl.issuance.v1.CheckCertificateRequestRequest
+	5,  // 23: certctl.issuance.v1.IssuanceInternalService.BatchGetProfiles:input_type -> certctl.issuance.v1.BatchGetProfilesRequest
+	7,  // 24: certctl.issuance.v1.IssuanceInternalService.SubmitOrder:input_type -> certctl.issuance.v1.SubmitOrderRequest
+	9,  // 25: certctl.issuance.v1.IssuanceInternalService.CheckCsr:input_type -> certctl.issuance.v1.CheckCsrRequest
+	11, // 26: certctl.issuance.v1.IssuanceInternalService.BatchGetOrders:input_type -> certctl.issuance.v1.BatchGetOrdersRequest
+	13, // 27: certctl.issuance.v1.IssuanceInternalService.RevokeVersions:input_type -> certctl.issuance.v1.RevokeVersionsRequest
+	15, // 28: certctl.issuance.v1.IssuanceInternalService.GetIssuerCredentials:input_type -> certctl.issuance.v1.GetIssuerCredentialsRequest
+	17, // 29: certctl.issuance.v1.IssuanceInternalService.RecordPollResult:input_type -> certctl.issuance.v1.RecordPollResultRequest
+	3,  // 30: certctl.issuance.v1.IssuanceInternalService.CheckCertificateRequest:output_type -> certctl.issuance.v1.CheckCertificateRequestResponse
+	6,  // 31: certctl.issuance.v1.IssuanceInternalService.BatchGetProfiles:output_type -> certctl.issuance.v1.BatchGetProfilesResponse
+	8,  // 32: certctl.issuance.v1.IssuanceInternalService.SubmitOrder:output_type -> certctl.issuance.v1.SubmitOrderResponse
+	10, // 33: certctl.issuance.v1.IssuanceInternalService.CheckCsr:output_type -> certctl.issuance.v1.CheckCsrResponse
+	12, // 34: certctl.issuance.v1.IssuanceInternalService.BatchGetOrders:output_type -> certctl.issuance.v1.BatchGetOrdersResponse
+	14, // 35: certctl.issuance.v1.IssuanceInternalService.RevokeVersions:output_type -> certctl.issuance.v1.RevokeVersionsResponse
+	16, // 36: certctl.issuance.v1.IssuanceInternalService.GetIssuerCredentials:output_type -> certctl.issuance.v1.GetIssuerCredentialsResponse
+	18, // 37: certctl.issuance.v1.IssuanceInternalService.RecordPollResult:output_type -> certctl.issuance.v1.RecordPollResultResponse
+	30, // [30:38] is the sub-list for method output_type
+	22, // [22:30] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_certctl_issuance_v1_internal_proto_init() }
@@ -1484,8 +1622,8 @@ func file_certctl_issuance_v1_internal_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_certctl_issuance_v1_internal_proto_rawDesc), len(file_certctl_issuance_v1_internal_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   20,
+			NumEnums:      2,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -153,16 +153,19 @@ type Issuer struct {
 	// Settings of the connector; secrets come back as {"set": true}.
 	Config *structpb.Struct `protobuf:"bytes,4,opt,name=config,proto3" json:"config,omitempty"`
 	// Unset on create: true.
-	Enabled       *bool                  `protobuf:"varint,5,opt,name=enabled,proto3,oneof" json:"enabled,omitempty"`
-	Capabilities  *IssuerCapabilities    `protobuf:"bytes,6,opt,name=capabilities,proto3" json:"capabilities,omitempty"`
-	Status        Issuer_Status          `protobuf:"varint,7,opt,name=status,proto3,enum=certctl.issuance.v1.Issuer_Status" json:"status,omitempty"`
-	LastTestTime  *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=last_test_time,json=lastTestTime,proto3" json:"last_test_time,omitempty"`
-	LastError     string                 `protobuf:"bytes,9,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
-	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	UpdateTime    *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
-	Revision      int32                  `protobuf:"varint,12,opt,name=revision,proto3" json:"revision,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Enabled      *bool                  `protobuf:"varint,5,opt,name=enabled,proto3,oneof" json:"enabled,omitempty"`
+	Capabilities *IssuerCapabilities    `protobuf:"bytes,6,opt,name=capabilities,proto3" json:"capabilities,omitempty"`
+	Status       Issuer_Status          `protobuf:"varint,7,opt,name=status,proto3,enum=certctl.issuance.v1.Issuer_Status" json:"status,omitempty"`
+	LastTestTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=last_test_time,json=lastTestTime,proto3" json:"last_test_time,omitempty"`
+	LastError    string                 `protobuf:"bytes,9,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	CreateTime   *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	UpdateTime   *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
+	Revision     int32                  `protobuf:"varint,12,opt,name=revision,proto3" json:"revision,omitempty"`
+	// How long an order may be pending at the CA before it has failed: humans approve, so days. Unset: the connector's, 30
+	// days for most.
+	PendingDeadline *durationpb.Duration `protobuf:"bytes,13,opt,name=pending_deadline,json=pendingDeadline,proto3" json:"pending_deadline,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Issuer) Reset() {
@@ -279,6 +282,13 @@ func (x *Issuer) GetRevision() int32 {
 	return 0
 }
 
+func (x *Issuer) GetPendingDeadline() *durationpb.Duration {
+	if x != nil {
+		return x.PendingDeadline
+	}
+	return nil
+}
+
 // IssuerCapabilities says what the connector can do.
 type IssuerCapabilities struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -288,10 +298,20 @@ type IssuerCapabilities struct {
 	Crl        bool `protobuf:"varint,3,opt,name=crl,proto3" json:"crl,omitempty"`
 	Ocsp       bool `protobuf:"varint,4,opt,name=ocsp,proto3" json:"ocsp,omitempty"`
 	// ACME renewal information (RFC 9773).
-	Ari           bool                 `protobuf:"varint,5,opt,name=ari,proto3" json:"ari,omitempty"`
-	MaxValidity   *durationpb.Duration `protobuf:"bytes,6,opt,name=max_validity,json=maxValidity,proto3" json:"max_validity,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Ari         bool                 `protobuf:"varint,5,opt,name=ari,proto3" json:"ari,omitempty"`
+	MaxValidity *durationpb.Duration `protobuf:"bytes,6,opt,name=max_validity,json=maxValidity,proto3" json:"max_validity,omitempty"`
+	// An order whose reply was lost is found at the CA; without it such an order waits for a human.
+	Find bool `protobuf:"varint,7,opt,name=find,proto3" json:"find,omitempty"`
+	// Orders that the CA has and the journal does not know are found (GET /orders?orphan=true).
+	List bool `protobuf:"varint,8,opt,name=list,proto3" json:"list,omitempty"`
+	// Cancelling a pending order cancels it at the CA too.
+	Cancel bool `protobuf:"varint,9,opt,name=cancel,proto3" json:"cancel,omitempty"`
+	// A renewal is a re-issue or a renewal of the old order at the CA.
+	Reissue bool `protobuf:"varint,10,opt,name=reissue,proto3" json:"reissue,omitempty"`
+	// Reasons that the CA can be told; empty: all.
+	RevocationReasons []string `protobuf:"bytes,11,rep,name=revocation_reasons,json=revocationReasons,proto3" json:"revocation_reasons,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *IssuerCapabilities) Reset() {
@@ -362,6 +382,41 @@ func (x *IssuerCapabilities) GetAri() bool {
 func (x *IssuerCapabilities) GetMaxValidity() *durationpb.Duration {
 	if x != nil {
 		return x.MaxValidity
+	}
+	return nil
+}
+
+func (x *IssuerCapabilities) GetFind() bool {
+	if x != nil {
+		return x.Find
+	}
+	return false
+}
+
+func (x *IssuerCapabilities) GetList() bool {
+	if x != nil {
+		return x.List
+	}
+	return false
+}
+
+func (x *IssuerCapabilities) GetCancel() bool {
+	if x != nil {
+		return x.Cancel
+	}
+	return false
+}
+
+func (x *IssuerCapabilities) GetReissue() bool {
+	if x != nil {
+		return x.Reissue
+	}
+	return false
+}
+
+func (x *IssuerCapabilities) GetRevocationReasons() []string {
+	if x != nil {
+		return x.RevocationReasons
 	}
 	return nil
 }
@@ -1744,7 +1799,7 @@ var File_certctl_issuance_v1_issuer_proto protoreflect.FileDescriptor
 
 const file_certctl_issuance_v1_issuer_proto_rawDesc = "" +
 	"\n" +
-	" certctl/issuance/v1/issuer.proto\x12\x13certctl.issuance.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1acertctl/type/v1/type.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/httpbody.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x97\x05\n" +
+	" certctl/issuance/v1/issuer.proto\x12\x13certctl.issuance.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1acertctl/type/v1/type.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/httpbody.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf0\x05\n" +
 	"\x06Issuer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\x04name\x18\x02 \x01(\tB\x04\xe2A\x01\x02R\x04name\x12\x18\n" +
@@ -1761,14 +1816,15 @@ const file_certctl_issuance_v1_issuer_proto_rawDesc = "" +
 	"createTime\x12A\n" +
 	"\vupdate_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\n" +
 	"updateTime\x12 \n" +
-	"\brevision\x18\f \x01(\x05B\x04\xe2A\x01\x03R\brevision\"C\n" +
+	"\brevision\x18\f \x01(\x05B\x04\xe2A\x01\x03R\brevision\x12W\n" +
+	"\x10pending_deadline\x18\r \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\xe7\x84\x0f2\x02\b<R\x0fpendingDeadline\"C\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bUNTESTED\x10\x01\x12\x06\n" +
 	"\x02OK\x10\x02\x12\v\n" +
 	"\aFAILING\x10\x03B\n" +
 	"\n" +
-	"\b_enabled\"\xc0\x01\n" +
+	"\b_enabled\"\xc9\x02\n" +
 	"\x12IssuerCapabilities\x12\x14\n" +
 	"\x05async\x18\x01 \x01(\bR\x05async\x12\x1e\n" +
 	"\n" +
@@ -1777,7 +1833,13 @@ const file_certctl_issuance_v1_issuer_proto_rawDesc = "" +
 	"\x03crl\x18\x03 \x01(\bR\x03crl\x12\x12\n" +
 	"\x04ocsp\x18\x04 \x01(\bR\x04ocsp\x12\x10\n" +
 	"\x03ari\x18\x05 \x01(\bR\x03ari\x12<\n" +
-	"\fmax_validity\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\vmaxValidity\"\xa4\x01\n" +
+	"\fmax_validity\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\vmaxValidity\x12\x12\n" +
+	"\x04find\x18\a \x01(\bR\x04find\x12\x12\n" +
+	"\x04list\x18\b \x01(\bR\x04list\x12\x16\n" +
+	"\x06cancel\x18\t \x01(\bR\x06cancel\x12\x18\n" +
+	"\areissue\x18\n" +
+	" \x01(\bR\areissue\x12-\n" +
+	"\x12revocation_reasons\x18\v \x03(\tR\x11revocationReasons\"\xa4\x01\n" +
 	"\x12ListIssuersRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
@@ -1968,59 +2030,60 @@ var file_certctl_issuance_v1_issuer_proto_depIdxs = []int32{
 	30, // 3: certctl.issuance.v1.Issuer.last_test_time:type_name -> google.protobuf.Timestamp
 	30, // 4: certctl.issuance.v1.Issuer.create_time:type_name -> google.protobuf.Timestamp
 	30, // 5: certctl.issuance.v1.Issuer.update_time:type_name -> google.protobuf.Timestamp
-	31, // 6: certctl.issuance.v1.IssuerCapabilities.max_validity:type_name -> google.protobuf.Duration
-	2,  // 7: certctl.issuance.v1.ListIssuersResponse.issuers:type_name -> certctl.issuance.v1.Issuer
-	2,  // 8: certctl.issuance.v1.GetIssuerResponse.issuer:type_name -> certctl.issuance.v1.Issuer
-	2,  // 9: certctl.issuance.v1.CreateIssuerRequest.issuer:type_name -> certctl.issuance.v1.Issuer
-	2,  // 10: certctl.issuance.v1.CreateIssuerResponse.issuer:type_name -> certctl.issuance.v1.Issuer
-	2,  // 11: certctl.issuance.v1.UpdateIssuerRequest.issuer:type_name -> certctl.issuance.v1.Issuer
-	32, // 12: certctl.issuance.v1.UpdateIssuerRequest.update_mask:type_name -> google.protobuf.FieldMask
-	2,  // 13: certctl.issuance.v1.UpdateIssuerResponse.issuer:type_name -> certctl.issuance.v1.Issuer
-	2,  // 14: certctl.issuance.v1.TestIssuerResponse.issuer:type_name -> certctl.issuance.v1.Issuer
-	33, // 15: certctl.issuance.v1.Profile.allowed_key_algorithms:type_name -> certctl.type.v1.KeyAlgorithm
-	1,  // 16: certctl.issuance.v1.Profile.extended_key_usages:type_name -> certctl.issuance.v1.Profile.ExtendedKeyUsage
-	31, // 17: certctl.issuance.v1.Profile.max_validity:type_name -> google.protobuf.Duration
-	31, // 18: certctl.issuance.v1.Profile.approval_timeout:type_name -> google.protobuf.Duration
-	30, // 19: certctl.issuance.v1.Profile.create_time:type_name -> google.protobuf.Timestamp
-	30, // 20: certctl.issuance.v1.Profile.update_time:type_name -> google.protobuf.Timestamp
-	18, // 21: certctl.issuance.v1.ListProfilesResponse.profiles:type_name -> certctl.issuance.v1.Profile
-	18, // 22: certctl.issuance.v1.GetProfileResponse.profile:type_name -> certctl.issuance.v1.Profile
-	18, // 23: certctl.issuance.v1.CreateProfileRequest.profile:type_name -> certctl.issuance.v1.Profile
-	18, // 24: certctl.issuance.v1.CreateProfileResponse.profile:type_name -> certctl.issuance.v1.Profile
-	18, // 25: certctl.issuance.v1.UpdateProfileRequest.profile:type_name -> certctl.issuance.v1.Profile
-	32, // 26: certctl.issuance.v1.UpdateProfileRequest.update_mask:type_name -> google.protobuf.FieldMask
-	18, // 27: certctl.issuance.v1.UpdateProfileResponse.profile:type_name -> certctl.issuance.v1.Profile
-	4,  // 28: certctl.issuance.v1.IssuerService.ListIssuers:input_type -> certctl.issuance.v1.ListIssuersRequest
-	6,  // 29: certctl.issuance.v1.IssuerService.GetIssuer:input_type -> certctl.issuance.v1.GetIssuerRequest
-	8,  // 30: certctl.issuance.v1.IssuerService.CreateIssuer:input_type -> certctl.issuance.v1.CreateIssuerRequest
-	10, // 31: certctl.issuance.v1.IssuerService.UpdateIssuer:input_type -> certctl.issuance.v1.UpdateIssuerRequest
-	12, // 32: certctl.issuance.v1.IssuerService.DeleteIssuer:input_type -> certctl.issuance.v1.DeleteIssuerRequest
-	14, // 33: certctl.issuance.v1.IssuerService.TestIssuer:input_type -> certctl.issuance.v1.TestIssuerRequest
-	16, // 34: certctl.issuance.v1.CrlService.GetCrl:input_type -> certctl.issuance.v1.GetCrlRequest
-	17, // 35: certctl.issuance.v1.CrlService.GetCaCertificate:input_type -> certctl.issuance.v1.GetCaCertificateRequest
-	19, // 36: certctl.issuance.v1.ProfileService.ListProfiles:input_type -> certctl.issuance.v1.ListProfilesRequest
-	21, // 37: certctl.issuance.v1.ProfileService.GetProfile:input_type -> certctl.issuance.v1.GetProfileRequest
-	23, // 38: certctl.issuance.v1.ProfileService.CreateProfile:input_type -> certctl.issuance.v1.CreateProfileRequest
-	25, // 39: certctl.issuance.v1.ProfileService.UpdateProfile:input_type -> certctl.issuance.v1.UpdateProfileRequest
-	27, // 40: certctl.issuance.v1.ProfileService.DeleteProfile:input_type -> certctl.issuance.v1.DeleteProfileRequest
-	5,  // 41: certctl.issuance.v1.IssuerService.ListIssuers:output_type -> certctl.issuance.v1.ListIssuersResponse
-	7,  // 42: certctl.issuance.v1.IssuerService.GetIssuer:output_type -> certctl.issuance.v1.GetIssuerResponse
-	9,  // 43: certctl.issuance.v1.IssuerService.CreateIssuer:output_type -> certctl.issuance.v1.CreateIssuerResponse
-	11, // 44: certctl.issuance.v1.IssuerService.UpdateIssuer:output_type -> certctl.issuance.v1.UpdateIssuerResponse
-	13, // 45: certctl.issuance.v1.IssuerService.DeleteIssuer:output_type -> certctl.issuance.v1.DeleteIssuerResponse
-	15, // 46: certctl.issuance.v1.IssuerService.TestIssuer:output_type -> certctl.issuance.v1.TestIssuerResponse
-	34, // 47: certctl.issuance.v1.CrlService.GetCrl:output_type -> google.api.HttpBody
-	34, // 48: certctl.issuance.v1.CrlService.GetCaCertificate:output_type -> google.api.HttpBody
-	20, // 49: certctl.issuance.v1.ProfileService.ListProfiles:output_type -> certctl.issuance.v1.ListProfilesResponse
-	22, // 50: certctl.issuance.v1.ProfileService.GetProfile:output_type -> certctl.issuance.v1.GetProfileResponse
-	24, // 51: certctl.issuance.v1.ProfileService.CreateProfile:output_type -> certctl.issuance.v1.CreateProfileResponse
-	26, // 52: certctl.issuance.v1.ProfileService.UpdateProfile:output_type -> certctl.issuance.v1.UpdateProfileResponse
-	28, // 53: certctl.issuance.v1.ProfileService.DeleteProfile:output_type -> certctl.issuance.v1.DeleteProfileResponse
-	41, // [41:54] is the sub-list for method output_type
-	28, // [28:41] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	31, // 6: certctl.issuance.v1.Issuer.pending_deadline:type_name -> google.protobuf.Duration
+	31, // 7: certctl.issuance.v1.IssuerCapabilities.max_validity:type_name -> google.protobuf.Duration
+	2,  // 8: certctl.issuance.v1.ListIssuersResponse.issuers:type_name -> certctl.issuance.v1.Issuer
+	2,  // 9: certctl.issuance.v1.GetIssuerResponse.issuer:type_name -> certctl.issuance.v1.Issuer
+	2,  // 10: certctl.issuance.v1.CreateIssuerRequest.issuer:type_name -> certctl.issuance.v1.Issuer
+	2,  // 11: certctl.issuance.v1.CreateIssuerResponse.issuer:type_name -> certctl.issuance.v1.Issuer
+	2,  // 12: certctl.issuance.v1.UpdateIssuerRequest.issuer:type_name -> certctl.issuance.v1.Issuer
+	32, // 13: certctl.issuance.v1.UpdateIssuerRequest.update_mask:type_name -> google.protobuf.FieldMask
+	2,  // 14: certctl.issuance.v1.UpdateIssuerResponse.issuer:type_name -> certctl.issuance.v1.Issuer
+	2,  // 15: certctl.issuance.v1.TestIssuerResponse.issuer:type_name -> certctl.issuance.v1.Issuer
+	33, // 16: certctl.issuance.v1.Profile.allowed_key_algorithms:type_name -> certctl.type.v1.KeyAlgorithm
+	1,  // 17: certctl.issuance.v1.Profile.extended_key_usages:type_name -> certctl.issuance.v1.Profile.ExtendedKeyUsage
+	31, // 18: certctl.issuance.v1.Profile.max_validity:type_name -> google.protobuf.Duration
+	31, // 19: certctl.issuance.v1.Profile.approval_timeout:type_name -> google.protobuf.Duration
+	30, // 20: certctl.issuance.v1.Profile.create_time:type_name -> google.protobuf.Timestamp
+	30, // 21: certctl.issuance.v1.Profile.update_time:type_name -> google.protobuf.Timestamp
+	18, // 22: certctl.issuance.v1.ListProfilesResponse.profiles:type_name -> certctl.issuance.v1.Profile
+	18, // 23: certctl.issuance.v1.GetProfileResponse.profile:type_name -> certctl.issuance.v1.Profile
+	18, // 24: certctl.issuance.v1.CreateProfileRequest.profile:type_name -> certctl.issuance.v1.Profile
+	18, // 25: certctl.issuance.v1.CreateProfileResponse.profile:type_name -> certctl.issuance.v1.Profile
+	18, // 26: certctl.issuance.v1.UpdateProfileRequest.profile:type_name -> certctl.issuance.v1.Profile
+	32, // 27: certctl.issuance.v1.UpdateProfileRequest.update_mask:type_name -> google.protobuf.FieldMask
+	18, // 28: certctl.issuance.v1.UpdateProfileResponse.profile:type_name -> certctl.issuance.v1.Profile
+	4,  // 29: certctl.issuance.v1.IssuerService.ListIssuers:input_type -> certctl.issuance.v1.ListIssuersRequest
+	6,  // 30: certctl.issuance.v1.IssuerService.GetIssuer:input_type -> certctl.issuance.v1.GetIssuerRequest
+	8,  // 31: certctl.issuance.v1.IssuerService.CreateIssuer:input_type -> certctl.issuance.v1.CreateIssuerRequest
+	10, // 32: certctl.issuance.v1.IssuerService.UpdateIssuer:input_type -> certctl.issuance.v1.UpdateIssuerRequest
+	12, // 33: certctl.issuance.v1.IssuerService.DeleteIssuer:input_type -> certctl.issuance.v1.DeleteIssuerRequest
+	14, // 34: certctl.issuance.v1.IssuerService.TestIssuer:input_type -> certctl.issuance.v1.TestIssuerRequest
+	16, // 35: certctl.issuance.v1.CrlService.GetCrl:input_type -> certctl.issuance.v1.GetCrlRequest
+	17, // 36: certctl.issuance.v1.CrlService.GetCaCertificate:input_type -> certctl.issuance.v1.GetCaCertificateRequest
+	19, // 37: certctl.issuance.v1.ProfileService.ListProfiles:input_type -> certctl.issuance.v1.ListProfilesRequest
+	21, // 38: certctl.issuance.v1.ProfileService.GetProfile:input_type -> certctl.issuance.v1.GetProfileRequest
+	23, // 39: certctl.issuance.v1.ProfileService.CreateProfile:input_type -> certctl.issuance.v1.CreateProfileRequest
+	25, // 40: certctl.issuance.v1.ProfileService.UpdateProfile:input_type -> certctl.issuance.v1.UpdateProfileRequest
+	27, // 41: certctl.issuance.v1.ProfileService.DeleteProfile:input_type -> certctl.issuance.v1.DeleteProfileRequest
+	5,  // 42: certctl.issuance.v1.IssuerService.ListIssuers:output_type -> certctl.issuance.v1.ListIssuersResponse
+	7,  // 43: certctl.issuance.v1.IssuerService.GetIssuer:output_type -> certctl.issuance.v1.GetIssuerResponse
+	9,  // 44: certctl.issuance.v1.IssuerService.CreateIssuer:output_type -> certctl.issuance.v1.CreateIssuerResponse
+	11, // 45: certctl.issuance.v1.IssuerService.UpdateIssuer:output_type -> certctl.issuance.v1.UpdateIssuerResponse
+	13, // 46: certctl.issuance.v1.IssuerService.DeleteIssuer:output_type -> certctl.issuance.v1.DeleteIssuerResponse
+	15, // 47: certctl.issuance.v1.IssuerService.TestIssuer:output_type -> certctl.issuance.v1.TestIssuerResponse
+	34, // 48: certctl.issuance.v1.CrlService.GetCrl:output_type -> google.api.HttpBody
+	34, // 49: certctl.issuance.v1.CrlService.GetCaCertificate:output_type -> google.api.HttpBody
+	20, // 50: certctl.issuance.v1.ProfileService.ListProfiles:output_type -> certctl.issuance.v1.ListProfilesResponse
+	22, // 51: certctl.issuance.v1.ProfileService.GetProfile:output_type -> certctl.issuance.v1.GetProfileResponse
+	24, // 52: certctl.issuance.v1.ProfileService.CreateProfile:output_type -> certctl.issuance.v1.CreateProfileResponse
+	26, // 53: certctl.issuance.v1.ProfileService.UpdateProfile:output_type -> certctl.issuance.v1.UpdateProfileResponse
+	28, // 54: certctl.issuance.v1.ProfileService.DeleteProfile:output_type -> certctl.issuance.v1.DeleteProfileResponse
+	42, // [42:55] is the sub-list for method output_type
+	29, // [29:42] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_certctl_issuance_v1_issuer_proto_init() }

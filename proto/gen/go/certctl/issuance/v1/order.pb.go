@@ -12,6 +12,7 @@ import (
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -115,13 +116,23 @@ type Order struct {
 	SubmitTime   *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=submit_time,json=submitTime,proto3" json:"submit_time,omitempty"`
 	IssueTime    *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=issue_time,json=issueTime,proto3" json:"issue_time,omitempty"`
 	// Agent that holds the key; empty: the caller keeps it.
-	AgentId       string    `protobuf:"bytes,14,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
-	JobId         string    `protobuf:"bytes,15,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	SerialNumber  string    `protobuf:"bytes,16,opt,name=serial_number,json=serialNumber,proto3" json:"serial_number,omitempty"`
-	Names         *v1.Names `protobuf:"bytes,17,opt,name=names,proto3" json:"names,omitempty"`
-	Revision      int32     `protobuf:"varint,18,opt,name=revision,proto3" json:"revision,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	AgentId      string    `protobuf:"bytes,14,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	JobId        string    `protobuf:"bytes,15,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	SerialNumber string    `protobuf:"bytes,16,opt,name=serial_number,json=serialNumber,proto3" json:"serial_number,omitempty"`
+	Names        *v1.Names `protobuf:"bytes,17,opt,name=names,proto3" json:"names,omitempty"`
+	Revision     int32     `protobuf:"varint,18,opt,name=revision,proto3" json:"revision,omitempty"`
+	// The CA has it, and the journal does not: last_error says why it is taken for one. To be adopted or dismissed.
+	Orphan bool `protobuf:"varint,19,opt,name=orphan,proto3" json:"orphan,omitempty"`
+	// From its creation until it ended, or until now.
+	Age *durationpb.Duration `protobuf:"bytes,20,opt,name=age,proto3" json:"age,omitempty"`
+	// Account at the CA that it was placed with: a hash, no secret. Empty where the CA has no accounts.
+	Account string `protobuf:"bytes,21,opt,name=account,proto3" json:"account,omitempty"`
+	// The last questions to the CA about it, newest first, at most 20. In the answer for one order only.
+	Polls []*OrderPoll `protobuf:"bytes,22,rep,name=polls,proto3" json:"polls,omitempty"`
+	// The order whose certificate this one renews, where the CA is told of that.
+	PreviousOrderId string `protobuf:"bytes,23,opt,name=previous_order_id,json=previousOrderId,proto3" json:"previous_order_id,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Order) Reset() {
@@ -280,6 +291,127 @@ func (x *Order) GetRevision() int32 {
 	return 0
 }
 
+func (x *Order) GetOrphan() bool {
+	if x != nil {
+		return x.Orphan
+	}
+	return false
+}
+
+func (x *Order) GetAge() *durationpb.Duration {
+	if x != nil {
+		return x.Age
+	}
+	return nil
+}
+
+func (x *Order) GetAccount() string {
+	if x != nil {
+		return x.Account
+	}
+	return ""
+}
+
+func (x *Order) GetPolls() []*OrderPoll {
+	if x != nil {
+		return x.Polls
+	}
+	return nil
+}
+
+func (x *Order) GetPreviousOrderId() string {
+	if x != nil {
+		return x.PreviousOrderId
+	}
+	return ""
+}
+
+// OrderPoll is one question to the CA about an order.
+type OrderPoll struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Time     *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	Duration *durationpb.Duration   `protobuf:"bytes,2,opt,name=duration,proto3" json:"duration,omitempty"`
+	// PENDING, ISSUED, REJECTED, FAILED, or ERROR: the CA could not be asked, or its answer not be read.
+	Result        string                 `protobuf:"bytes,3,opt,name=result,proto3" json:"result,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Message       string                 `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	NextPollTime  *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=next_poll_time,json=nextPollTime,proto3" json:"next_poll_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrderPoll) Reset() {
+	*x = OrderPoll{}
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrderPoll) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrderPoll) ProtoMessage() {}
+
+func (x *OrderPoll) ProtoReflect() protoreflect.Message {
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrderPoll.ProtoReflect.Descriptor instead.
+func (*OrderPoll) Descriptor() ([]byte, []int) {
+	return file_certctl_issuance_v1_order_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *OrderPoll) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *OrderPoll) GetDuration() *durationpb.Duration {
+	if x != nil {
+		return x.Duration
+	}
+	return nil
+}
+
+func (x *OrderPoll) GetResult() string {
+	if x != nil {
+		return x.Result
+	}
+	return ""
+}
+
+func (x *OrderPoll) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *OrderPoll) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *OrderPoll) GetNextPollTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextPollTime
+	}
+	return nil
+}
+
 type ListOrdersRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	PageSize  int32                  `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
@@ -293,13 +425,17 @@ type ListOrdersRequest struct {
 	JobId         string                 `protobuf:"bytes,8,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	CreatedBefore *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_before,json=createdBefore,proto3" json:"created_before,omitempty"`
 	CreatedAfter  *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=created_after,json=createdAfter,proto3" json:"created_after,omitempty"`
+	// true: orphans that wait for a decision, and nothing else; certificate_id and job_id then find nothing.
+	Orphan bool `protobuf:"varint,11,opt,name=orphan,proto3" json:"orphan,omitempty"`
+	// Created at least so long ago.
+	MinAge        *durationpb.Duration `protobuf:"bytes,12,opt,name=min_age,json=minAge,proto3" json:"min_age,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListOrdersRequest) Reset() {
 	*x = ListOrdersRequest{}
-	mi := &file_certctl_issuance_v1_order_proto_msgTypes[1]
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -311,7 +447,7 @@ func (x *ListOrdersRequest) String() string {
 func (*ListOrdersRequest) ProtoMessage() {}
 
 func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_issuance_v1_order_proto_msgTypes[1]
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -324,7 +460,7 @@ func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersRequest.ProtoReflect.Descriptor instead.
 func (*ListOrdersRequest) Descriptor() ([]byte, []int) {
-	return file_certctl_issuance_v1_order_proto_rawDescGZIP(), []int{1}
+	return file_certctl_issuance_v1_order_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ListOrdersRequest) GetPageSize() int32 {
@@ -397,6 +533,20 @@ func (x *ListOrdersRequest) GetCreatedAfter() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *ListOrdersRequest) GetOrphan() bool {
+	if x != nil {
+		return x.Orphan
+	}
+	return false
+}
+
+func (x *ListOrdersRequest) GetMinAge() *durationpb.Duration {
+	if x != nil {
+		return x.MinAge
+	}
+	return nil
+}
+
 type ListOrdersResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Orders        []*Order               `protobuf:"bytes,1,rep,name=orders,proto3" json:"orders,omitempty"`
@@ -408,7 +558,7 @@ type ListOrdersResponse struct {
 
 func (x *ListOrdersResponse) Reset() {
 	*x = ListOrdersResponse{}
-	mi := &file_certctl_issuance_v1_order_proto_msgTypes[2]
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -420,7 +570,7 @@ func (x *ListOrdersResponse) String() string {
 func (*ListOrdersResponse) ProtoMessage() {}
 
 func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_issuance_v1_order_proto_msgTypes[2]
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -433,7 +583,7 @@ func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersResponse.ProtoReflect.Descriptor instead.
 func (*ListOrdersResponse) Descriptor() ([]byte, []int) {
-	return file_certctl_issuance_v1_order_proto_rawDescGZIP(), []int{2}
+	return file_certctl_issuance_v1_order_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ListOrdersResponse) GetOrders() []*Order {
@@ -466,7 +616,7 @@ type GetOrderRequest struct {
 
 func (x *GetOrderRequest) Reset() {
 	*x = GetOrderRequest{}
-	mi := &file_certctl_issuance_v1_order_proto_msgTypes[3]
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -478,7 +628,7 @@ func (x *GetOrderRequest) String() string {
 func (*GetOrderRequest) ProtoMessage() {}
 
 func (x *GetOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_issuance_v1_order_proto_msgTypes[3]
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -491,7 +641,7 @@ func (x *GetOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOrderRequest.ProtoReflect.Descriptor instead.
 func (*GetOrderRequest) Descriptor() ([]byte, []int) {
-	return file_certctl_issuance_v1_order_proto_rawDescGZIP(), []int{3}
+	return file_certctl_issuance_v1_order_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *GetOrderRequest) GetId() string {
@@ -510,7 +660,7 @@ type GetOrderResponse struct {
 
 func (x *GetOrderResponse) Reset() {
 	*x = GetOrderResponse{}
-	mi := &file_certctl_issuance_v1_order_proto_msgTypes[4]
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -522,7 +672,7 @@ func (x *GetOrderResponse) String() string {
 func (*GetOrderResponse) ProtoMessage() {}
 
 func (x *GetOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_issuance_v1_order_proto_msgTypes[4]
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -535,7 +685,7 @@ func (x *GetOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOrderResponse.ProtoReflect.Descriptor instead.
 func (*GetOrderResponse) Descriptor() ([]byte, []int) {
-	return file_certctl_issuance_v1_order_proto_rawDescGZIP(), []int{4}
+	return file_certctl_issuance_v1_order_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *GetOrderResponse) GetOrder() *Order {
@@ -555,7 +705,7 @@ type PollOrderRequest struct {
 
 func (x *PollOrderRequest) Reset() {
 	*x = PollOrderRequest{}
-	mi := &file_certctl_issuance_v1_order_proto_msgTypes[5]
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -567,7 +717,7 @@ func (x *PollOrderRequest) String() string {
 func (*PollOrderRequest) ProtoMessage() {}
 
 func (x *PollOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_issuance_v1_order_proto_msgTypes[5]
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -580,7 +730,7 @@ func (x *PollOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PollOrderRequest.ProtoReflect.Descriptor instead.
 func (*PollOrderRequest) Descriptor() ([]byte, []int) {
-	return file_certctl_issuance_v1_order_proto_rawDescGZIP(), []int{5}
+	return file_certctl_issuance_v1_order_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PollOrderRequest) GetId() string {
@@ -606,7 +756,7 @@ type PollOrderResponse struct {
 
 func (x *PollOrderResponse) Reset() {
 	*x = PollOrderResponse{}
-	mi := &file_certctl_issuance_v1_order_proto_msgTypes[6]
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -618,7 +768,7 @@ func (x *PollOrderResponse) String() string {
 func (*PollOrderResponse) ProtoMessage() {}
 
 func (x *PollOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_issuance_v1_order_proto_msgTypes[6]
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -631,10 +781,220 @@ func (x *PollOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PollOrderResponse.ProtoReflect.Descriptor instead.
 func (*PollOrderResponse) Descriptor() ([]byte, []int) {
-	return file_certctl_issuance_v1_order_proto_rawDescGZIP(), []int{6}
+	return file_certctl_issuance_v1_order_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PollOrderResponse) GetOrder() *Order {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
+type AdoptOrderRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Certificate that it is for. May be left out when the CA shows which order of the journal it was placed for.
+	CertificateId string `protobuf:"bytes,2,opt,name=certificate_id,json=certificateId,proto3" json:"certificate_id,omitempty"`
+	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptOrderRequest) Reset() {
+	*x = AdoptOrderRequest{}
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptOrderRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptOrderRequest) ProtoMessage() {}
+
+func (x *AdoptOrderRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptOrderRequest.ProtoReflect.Descriptor instead.
+func (*AdoptOrderRequest) Descriptor() ([]byte, []int) {
+	return file_certctl_issuance_v1_order_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *AdoptOrderRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *AdoptOrderRequest) GetCertificateId() string {
+	if x != nil {
+		return x.CertificateId
+	}
+	return ""
+}
+
+func (x *AdoptOrderRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type AdoptOrderResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Order         *Order                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptOrderResponse) Reset() {
+	*x = AdoptOrderResponse{}
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptOrderResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptOrderResponse) ProtoMessage() {}
+
+func (x *AdoptOrderResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptOrderResponse.ProtoReflect.Descriptor instead.
+func (*AdoptOrderResponse) Descriptor() ([]byte, []int) {
+	return file_certctl_issuance_v1_order_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *AdoptOrderResponse) GetOrder() *Order {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
+type DismissOrderRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// For the record.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DismissOrderRequest) Reset() {
+	*x = DismissOrderRequest{}
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DismissOrderRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DismissOrderRequest) ProtoMessage() {}
+
+func (x *DismissOrderRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DismissOrderRequest.ProtoReflect.Descriptor instead.
+func (*DismissOrderRequest) Descriptor() ([]byte, []int) {
+	return file_certctl_issuance_v1_order_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *DismissOrderRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *DismissOrderRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DismissOrderRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type DismissOrderResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Order         *Order                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DismissOrderResponse) Reset() {
+	*x = DismissOrderResponse{}
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DismissOrderResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DismissOrderResponse) ProtoMessage() {}
+
+func (x *DismissOrderResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DismissOrderResponse.ProtoReflect.Descriptor instead.
+func (*DismissOrderResponse) Descriptor() ([]byte, []int) {
+	return file_certctl_issuance_v1_order_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *DismissOrderResponse) GetOrder() *Order {
 	if x != nil {
 		return x.Order
 	}
@@ -651,7 +1011,7 @@ type CancelOrderRequest struct {
 
 func (x *CancelOrderRequest) Reset() {
 	*x = CancelOrderRequest{}
-	mi := &file_certctl_issuance_v1_order_proto_msgTypes[7]
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -663,7 +1023,7 @@ func (x *CancelOrderRequest) String() string {
 func (*CancelOrderRequest) ProtoMessage() {}
 
 func (x *CancelOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_issuance_v1_order_proto_msgTypes[7]
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -676,7 +1036,7 @@ func (x *CancelOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOrderRequest.ProtoReflect.Descriptor instead.
 func (*CancelOrderRequest) Descriptor() ([]byte, []int) {
-	return file_certctl_issuance_v1_order_proto_rawDescGZIP(), []int{7}
+	return file_certctl_issuance_v1_order_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CancelOrderRequest) GetId() string {
@@ -702,7 +1062,7 @@ type CancelOrderResponse struct {
 
 func (x *CancelOrderResponse) Reset() {
 	*x = CancelOrderResponse{}
-	mi := &file_certctl_issuance_v1_order_proto_msgTypes[8]
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -714,7 +1074,7 @@ func (x *CancelOrderResponse) String() string {
 func (*CancelOrderResponse) ProtoMessage() {}
 
 func (x *CancelOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_issuance_v1_order_proto_msgTypes[8]
+	mi := &file_certctl_issuance_v1_order_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -727,7 +1087,7 @@ func (x *CancelOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOrderResponse.ProtoReflect.Descriptor instead.
 func (*CancelOrderResponse) Descriptor() ([]byte, []int) {
-	return file_certctl_issuance_v1_order_proto_rawDescGZIP(), []int{8}
+	return file_certctl_issuance_v1_order_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CancelOrderResponse) GetOrder() *Order {
@@ -741,7 +1101,7 @@ var File_certctl_issuance_v1_order_proto protoreflect.FileDescriptor
 
 const file_certctl_issuance_v1_order_proto_rawDesc = "" +
 	"\n" +
-	"\x1fcertctl/issuance/v1/order.proto\x12\x13certctl.issuance.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1acertctl/type/v1/type.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9e\a\n" +
+	"\x1fcertctl/issuance/v1/order.proto\x12\x13certctl.issuance.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1acertctl/type/v1/type.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\b\n" +
 	"\x05Order\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12%\n" +
 	"\x0ecertificate_id\x18\x02 \x01(\tR\rcertificateId\x12\x1b\n" +
@@ -766,7 +1126,12 @@ const file_certctl_issuance_v1_order_proto_rawDesc = "" +
 	"\x06job_id\x18\x0f \x01(\tR\x05jobId\x12#\n" +
 	"\rserial_number\x18\x10 \x01(\tR\fserialNumber\x12,\n" +
 	"\x05names\x18\x11 \x01(\v2\x16.certctl.type.v1.NamesR\x05names\x12\x1a\n" +
-	"\brevision\x18\x12 \x01(\x05R\brevision\"\x8c\x01\n" +
+	"\brevision\x18\x12 \x01(\x05R\brevision\x12\x16\n" +
+	"\x06orphan\x18\x13 \x01(\bR\x06orphan\x12+\n" +
+	"\x03age\x18\x14 \x01(\v2\x19.google.protobuf.DurationR\x03age\x12\x18\n" +
+	"\aaccount\x18\x15 \x01(\tR\aaccount\x124\n" +
+	"\x05polls\x18\x16 \x03(\v2\x1e.certctl.issuance.v1.OrderPollR\x05polls\x12*\n" +
+	"\x11previous_order_id\x18\x17 \x01(\tR\x0fpreviousOrderId\"\x8c\x01\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\v\n" +
 	"\aCREATED\x10\x01\x12\x0e\n" +
@@ -779,7 +1144,14 @@ const file_certctl_issuance_v1_order_proto_rawDesc = "" +
 	"\n" +
 	"\x06FAILED\x10\x06\x12\r\n" +
 	"\tCANCELLED\x10\a\x12\v\n" +
-	"\aUNKNOWN\x10\b\"\xa9\x03\n" +
+	"\aUNKNOWN\x10\b\"\xfe\x01\n" +
+	"\tOrderPoll\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x125\n" +
+	"\bduration\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bduration\x12\x16\n" +
+	"\x06result\x18\x03 \x01(\tR\x06result\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x12@\n" +
+	"\x0enext_poll_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\fnextPollTime\"\xff\x03\n" +
 	"\x11ListOrdersRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
@@ -792,7 +1164,9 @@ const file_certctl_issuance_v1_order_proto_rawDesc = "" +
 	"\x06job_id\x18\b \x01(\tR\x05jobId\x12A\n" +
 	"\x0ecreated_before\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\rcreatedBefore\x12?\n" +
 	"\rcreated_after\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\fcreatedAfter\"\xa3\x01\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\fcreatedAfter\x12\x16\n" +
+	"\x06orphan\x18\v \x01(\bR\x06orphan\x12<\n" +
+	"\amin_age\x18\f \x01(\v2\x19.google.protobuf.DurationB\b\xbaH\x05\xaa\x01\x022\x00R\x06minAge\"\xa3\x01\n" +
 	"\x12ListOrdersResponse\x122\n" +
 	"\x06orders\x18\x01 \x03(\v2\x1a.certctl.issuance.v1.OrderR\x06orders\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\"\n" +
@@ -808,18 +1182,35 @@ const file_certctl_issuance_v1_order_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\trequestId\"E\n" +
 	"\x11PollOrderResponse\x120\n" +
+	"\x05order\x18\x01 \x01(\v2\x1a.certctl.issuance.v1.OrderR\x05order\"\x87\x01\n" +
+	"\x11AdoptOrderRequest\x12\x19\n" +
+	"\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x02id\x12.\n" +
+	"\x0ecertificate_id\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18?R\rcertificateId\x12'\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\trequestId\"F\n" +
+	"\x12AdoptOrderResponse\x120\n" +
+	"\x05order\x18\x01 \x01(\v2\x1a.certctl.issuance.v1.OrderR\x05order\"{\n" +
+	"\x13DismissOrderRequest\x12\x19\n" +
+	"\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x02id\x12 \n" +
+	"\x06reason\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xe8\aR\x06reason\x12'\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\trequestId\"H\n" +
+	"\x14DismissOrderResponse\x120\n" +
 	"\x05order\x18\x01 \x01(\v2\x1a.certctl.issuance.v1.OrderR\x05order\"X\n" +
 	"\x12CancelOrderRequest\x12\x19\n" +
 	"\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x02id\x12'\n" +
 	"\n" +
 	"request_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\trequestId\"G\n" +
 	"\x13CancelOrderResponse\x120\n" +
-	"\x05order\x18\x01 \x01(\v2\x1a.certctl.issuance.v1.OrderR\x05order2\x9c\x04\n" +
+	"\x05order\x18\x01 \x01(\v2\x1a.certctl.issuance.v1.OrderR\x05order2\xbe\x06\n" +
 	"\fOrderService\x12u\n" +
 	"\n" +
 	"ListOrders\x12&.certctl.issuance.v1.ListOrdersRequest\x1a'.certctl.issuance.v1.ListOrdersResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/api/v1/orders\x12{\n" +
 	"\bGetOrder\x12$.certctl.issuance.v1.GetOrderRequest\x1a%.certctl.issuance.v1.GetOrderResponse\"\"\x82\xd3\xe4\x93\x02\x1cb\x05order\x12\x13/api/v1/orders/{id}\x12\x86\x01\n" +
-	"\tPollOrder\x12%.certctl.issuance.v1.PollOrderRequest\x1a&.certctl.issuance.v1.PollOrderResponse\"*\x82\xd3\xe4\x93\x02$:\x01*b\x05order\"\x18/api/v1/orders/{id}/poll\x12\x8e\x01\n" +
+	"\tPollOrder\x12%.certctl.issuance.v1.PollOrderRequest\x1a&.certctl.issuance.v1.PollOrderResponse\"*\x82\xd3\xe4\x93\x02$:\x01*b\x05order\"\x18/api/v1/orders/{id}/poll\x12\x8a\x01\n" +
+	"\n" +
+	"AdoptOrder\x12&.certctl.issuance.v1.AdoptOrderRequest\x1a'.certctl.issuance.v1.AdoptOrderResponse\"+\x82\xd3\xe4\x93\x02%:\x01*b\x05order\"\x19/api/v1/orders/{id}/adopt\x12\x92\x01\n" +
+	"\fDismissOrder\x12(.certctl.issuance.v1.DismissOrderRequest\x1a).certctl.issuance.v1.DismissOrderResponse\"-\x82\xd3\xe4\x93\x02':\x01*b\x05order\"\x1b/api/v1/orders/{id}/dismiss\x12\x8e\x01\n" +
 	"\vCancelOrder\x12'.certctl.issuance.v1.CancelOrderRequest\x1a(.certctl.issuance.v1.CancelOrderResponse\",\x82\xd3\xe4\x93\x02&:\x01*b\x05order\"\x1a/api/v1/orders/{id}/cancelB\xdb\x01\n" +
 	"\x17com.certctl.issuance.v1B\n" +
 	"OrderProtoP\x01ZFgithub.com/certctl/certctl/proto/gen/go/certctl/issuance/v1;issuancev1\xa2\x02\x03CIX\xaa\x02\x13Certctl.Issuance.V1\xca\x02\x13Certctl\\Issuance\\V1\xe2\x02\x1fCertctl\\Issuance\\V1\\GPBMetadata\xea\x02\x15Certctl::Issuance::V1b\x06proto3"
@@ -837,51 +1228,69 @@ func file_certctl_issuance_v1_order_proto_rawDescGZIP() []byte {
 }
 
 var file_certctl_issuance_v1_order_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_certctl_issuance_v1_order_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_certctl_issuance_v1_order_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_certctl_issuance_v1_order_proto_goTypes = []any{
 	(Order_Status)(0),             // 0: certctl.issuance.v1.Order.Status
 	(*Order)(nil),                 // 1: certctl.issuance.v1.Order
-	(*ListOrdersRequest)(nil),     // 2: certctl.issuance.v1.ListOrdersRequest
-	(*ListOrdersResponse)(nil),    // 3: certctl.issuance.v1.ListOrdersResponse
-	(*GetOrderRequest)(nil),       // 4: certctl.issuance.v1.GetOrderRequest
-	(*GetOrderResponse)(nil),      // 5: certctl.issuance.v1.GetOrderResponse
-	(*PollOrderRequest)(nil),      // 6: certctl.issuance.v1.PollOrderRequest
-	(*PollOrderResponse)(nil),     // 7: certctl.issuance.v1.PollOrderResponse
-	(*CancelOrderRequest)(nil),    // 8: certctl.issuance.v1.CancelOrderRequest
-	(*CancelOrderResponse)(nil),   // 9: certctl.issuance.v1.CancelOrderResponse
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
-	(*v1.Problem)(nil),            // 11: certctl.type.v1.Problem
-	(*v1.Names)(nil),              // 12: certctl.type.v1.Names
+	(*OrderPoll)(nil),             // 2: certctl.issuance.v1.OrderPoll
+	(*ListOrdersRequest)(nil),     // 3: certctl.issuance.v1.ListOrdersRequest
+	(*ListOrdersResponse)(nil),    // 4: certctl.issuance.v1.ListOrdersResponse
+	(*GetOrderRequest)(nil),       // 5: certctl.issuance.v1.GetOrderRequest
+	(*GetOrderResponse)(nil),      // 6: certctl.issuance.v1.GetOrderResponse
+	(*PollOrderRequest)(nil),      // 7: certctl.issuance.v1.PollOrderRequest
+	(*PollOrderResponse)(nil),     // 8: certctl.issuance.v1.PollOrderResponse
+	(*AdoptOrderRequest)(nil),     // 9: certctl.issuance.v1.AdoptOrderRequest
+	(*AdoptOrderResponse)(nil),    // 10: certctl.issuance.v1.AdoptOrderResponse
+	(*DismissOrderRequest)(nil),   // 11: certctl.issuance.v1.DismissOrderRequest
+	(*DismissOrderResponse)(nil),  // 12: certctl.issuance.v1.DismissOrderResponse
+	(*CancelOrderRequest)(nil),    // 13: certctl.issuance.v1.CancelOrderRequest
+	(*CancelOrderResponse)(nil),   // 14: certctl.issuance.v1.CancelOrderResponse
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(*v1.Problem)(nil),            // 16: certctl.type.v1.Problem
+	(*v1.Names)(nil),              // 17: certctl.type.v1.Names
+	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
 }
 var file_certctl_issuance_v1_order_proto_depIdxs = []int32{
 	0,  // 0: certctl.issuance.v1.Order.status:type_name -> certctl.issuance.v1.Order.Status
-	10, // 1: certctl.issuance.v1.Order.next_poll_time:type_name -> google.protobuf.Timestamp
-	10, // 2: certctl.issuance.v1.Order.deadline_time:type_name -> google.protobuf.Timestamp
-	11, // 3: certctl.issuance.v1.Order.last_error:type_name -> certctl.type.v1.Problem
-	10, // 4: certctl.issuance.v1.Order.create_time:type_name -> google.protobuf.Timestamp
-	10, // 5: certctl.issuance.v1.Order.submit_time:type_name -> google.protobuf.Timestamp
-	10, // 6: certctl.issuance.v1.Order.issue_time:type_name -> google.protobuf.Timestamp
-	12, // 7: certctl.issuance.v1.Order.names:type_name -> certctl.type.v1.Names
-	0,  // 8: certctl.issuance.v1.ListOrdersRequest.status:type_name -> certctl.issuance.v1.Order.Status
-	10, // 9: certctl.issuance.v1.ListOrdersRequest.created_before:type_name -> google.protobuf.Timestamp
-	10, // 10: certctl.issuance.v1.ListOrdersRequest.created_after:type_name -> google.protobuf.Timestamp
-	1,  // 11: certctl.issuance.v1.ListOrdersResponse.orders:type_name -> certctl.issuance.v1.Order
-	1,  // 12: certctl.issuance.v1.GetOrderResponse.order:type_name -> certctl.issuance.v1.Order
-	1,  // 13: certctl.issuance.v1.PollOrderResponse.order:type_name -> certctl.issuance.v1.Order
-	1,  // 14: certctl.issuance.v1.CancelOrderResponse.order:type_name -> certctl.issuance.v1.Order
-	2,  // 15: certctl.issuance.v1.OrderService.ListOrders:input_type -> certctl.issuance.v1.ListOrdersRequest
-	4,  // 16: certctl.issuance.v1.OrderService.GetOrder:input_type -> certctl.issuance.v1.GetOrderRequest
-	6,  // 17: certctl.issuance.v1.OrderService.PollOrder:input_type -> certctl.issuance.v1.PollOrderRequest
-	8,  // 18: certctl.issuance.v1.OrderService.CancelOrder:input_type -> certctl.issuance.v1.CancelOrderRequest
-	3,  // 19: certctl.issuance.v1.OrderService.ListOrders:output_type -> certctl.issuance.v1.ListOrdersResponse
-	5,  // 20: certctl.issuance.v1.OrderService.GetOrder:output_type -> certctl.issuance.v1.GetOrderResponse
-	7,  // 21: certctl.issuance.v1.OrderService.PollOrder:output_type -> certctl.issuance.v1.PollOrderResponse
-	9,  // 22: certctl.issuance.v1.OrderService.CancelOrder:output_type -> certctl.issuance.v1.CancelOrderResponse
-	19, // [19:23] is the sub-list for method output_type
-	15, // [15:19] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	15, // 1: certctl.issuance.v1.Order.next_poll_time:type_name -> google.protobuf.Timestamp
+	15, // 2: certctl.issuance.v1.Order.deadline_time:type_name -> google.protobuf.Timestamp
+	16, // 3: certctl.issuance.v1.Order.last_error:type_name -> certctl.type.v1.Problem
+	15, // 4: certctl.issuance.v1.Order.create_time:type_name -> google.protobuf.Timestamp
+	15, // 5: certctl.issuance.v1.Order.submit_time:type_name -> google.protobuf.Timestamp
+	15, // 6: certctl.issuance.v1.Order.issue_time:type_name -> google.protobuf.Timestamp
+	17, // 7: certctl.issuance.v1.Order.names:type_name -> certctl.type.v1.Names
+	18, // 8: certctl.issuance.v1.Order.age:type_name -> google.protobuf.Duration
+	2,  // 9: certctl.issuance.v1.Order.polls:type_name -> certctl.issuance.v1.OrderPoll
+	15, // 10: certctl.issuance.v1.OrderPoll.time:type_name -> google.protobuf.Timestamp
+	18, // 11: certctl.issuance.v1.OrderPoll.duration:type_name -> google.protobuf.Duration
+	15, // 12: certctl.issuance.v1.OrderPoll.next_poll_time:type_name -> google.protobuf.Timestamp
+	0,  // 13: certctl.issuance.v1.ListOrdersRequest.status:type_name -> certctl.issuance.v1.Order.Status
+	15, // 14: certctl.issuance.v1.ListOrdersRequest.created_before:type_name -> google.protobuf.Timestamp
+	15, // 15: certctl.issuance.v1.ListOrdersRequest.created_after:type_name -> google.protobuf.Timestamp
+	18, // 16: certctl.issuance.v1.ListOrdersRequest.min_age:type_name -> google.protobuf.Duration
+	1,  // 17: certctl.issuance.v1.ListOrdersResponse.orders:type_name -> certctl.issuance.v1.Order
+	1,  // 18: certctl.issuance.v1.GetOrderResponse.order:type_name -> certctl.issuance.v1.Order
+	1,  // 19: certctl.issuance.v1.PollOrderResponse.order:type_name -> certctl.issuance.v1.Order
+	1,  // 20: certctl.issuance.v1.AdoptOrderResponse.order:type_name -> certctl.issuance.v1.Order
+	1,  // 21: certctl.issuance.v1.DismissOrderResponse.order:type_name -> certctl.issuance.v1.Order
+	1,  // 22: certctl.issuance.v1.CancelOrderResponse.order:type_name -> certctl.issuance.v1.Order
+	3,  // 23: certctl.issuance.v1.OrderService.ListOrders:input_type -> certctl.issuance.v1.ListOrdersRequest
+	5,  // 24: certctl.issuance.v1.OrderService.GetOrder:input_type -> certctl.issuance.v1.GetOrderRequest
+	7,  // 25: certctl.issuance.v1.OrderService.PollOrder:input_type -> certctl.issuance.v1.PollOrderRequest
+	9,  // 26: certctl.issuance.v1.OrderService.AdoptOrder:input_type -> certctl.issuance.v1.AdoptOrderRequest
+	11, // 27: certctl.issuance.v1.OrderService.DismissOrder:input_type -> certctl.issuance.v1.DismissOrderRequest
+	13, // 28: certctl.issuance.v1.OrderService.CancelOrder:input_type -> certctl.issuance.v1.CancelOrderRequest
+	4,  // 29: certctl.issuance.v1.OrderService.ListOrders:output_type -> certctl.issuance.v1.ListOrdersResponse
+	6,  // 30: certctl.issuance.v1.OrderService.GetOrder:output_type -> certctl.issuance.v1.GetOrderResponse
+	8,  // 31: certctl.issuance.v1.OrderService.PollOrder:output_type -> certctl.issuance.v1.PollOrderResponse
+	10, // 32: certctl.issuance.v1.OrderService.AdoptOrder:output_type -> certctl.issuance.v1.AdoptOrderResponse
+	12, // 33: certctl.issuance.v1.OrderService.DismissOrder:output_type -> certctl.issuance.v1.DismissOrderResponse
+	14, // 34: certctl.issuance.v1.OrderService.CancelOrder:output_type -> certctl.issuance.v1.CancelOrderResponse
+	29, // [29:35] is the sub-list for method output_type
+	23, // [23:29] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_certctl_issuance_v1_order_proto_init() }
@@ -889,14 +1298,14 @@ func file_certctl_issuance_v1_order_proto_init() {
 	if File_certctl_issuance_v1_order_proto != nil {
 		return
 	}
-	file_certctl_issuance_v1_order_proto_msgTypes[2].OneofWrappers = []any{}
+	file_certctl_issuance_v1_order_proto_msgTypes[3].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_certctl_issuance_v1_order_proto_rawDesc), len(file_certctl_issuance_v1_order_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   9,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,10 +19,12 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	OrderService_ListOrders_FullMethodName  = "/certctl.issuance.v1.OrderService/ListOrders"
-	OrderService_GetOrder_FullMethodName    = "/certctl.issuance.v1.OrderService/GetOrder"
-	OrderService_PollOrder_FullMethodName   = "/certctl.issuance.v1.OrderService/PollOrder"
-	OrderService_CancelOrder_FullMethodName = "/certctl.issuance.v1.OrderService/CancelOrder"
+	OrderService_ListOrders_FullMethodName   = "/certctl.issuance.v1.OrderService/ListOrders"
+	OrderService_GetOrder_FullMethodName     = "/certctl.issuance.v1.OrderService/GetOrder"
+	OrderService_PollOrder_FullMethodName    = "/certctl.issuance.v1.OrderService/PollOrder"
+	OrderService_AdoptOrder_FullMethodName   = "/certctl.issuance.v1.OrderService/AdoptOrder"
+	OrderService_DismissOrder_FullMethodName = "/certctl.issuance.v1.OrderService/DismissOrder"
+	OrderService_CancelOrder_FullMethodName  = "/certctl.issuance.v1.OrderService/CancelOrder"
 )
 
 // OrderServiceClient is the client API for OrderService service.
@@ -37,7 +39,12 @@ type OrderServiceClient interface {
 	GetOrder(ctx context.Context, in *GetOrderRequest, opts ...grpc.CallOption) (*GetOrderResponse, error)
 	// PollOrder asks the CA now. Callers: operator, admin. Safe to repeat.
 	PollOrder(ctx context.Context, in *PollOrderRequest, opts ...grpc.CallOption) (*PollOrderResponse, error)
-	// CancelOrder gives a pending order up. Callers: operator, admin. Safe to repeat.
+	// AdoptOrder takes an orphan, an order that the CA has and the journal does not know, into the journal: from then on it
+	// is polled, checked and recorded as any other. Callers: operator, admin. Safe to repeat.
+	AdoptOrder(ctx context.Context, in *AdoptOrderRequest, opts ...grpc.CallOption) (*AdoptOrderResponse, error)
+	// DismissOrder says that an orphan is somebody else's and needs nothing. Callers: operator, admin. Safe to repeat.
+	DismissOrder(ctx context.Context, in *DismissOrderRequest, opts ...grpc.CallOption) (*DismissOrderResponse, error)
+	// CancelOrder gives a pending order up, at the CA too where the CA can do that. Callers: operator, admin. Safe to repeat.
 	CancelOrder(ctx context.Context, in *CancelOrderRequest, opts ...grpc.CallOption) (*CancelOrderResponse, error)
 }
 
@@ -79,6 +86,26 @@ func (c *orderServiceClient) PollOrder(ctx context.Context, in *PollOrderRequest
 	return out, nil
 }
 
+func (c *orderServiceClient) AdoptOrder(ctx context.Context, in *AdoptOrderRequest, opts ...grpc.CallOption) (*AdoptOrderResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AdoptOrderResponse)
+	err := c.cc.Invoke(ctx, OrderService_AdoptOrder_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *orderServiceClient) DismissOrder(ctx context.Context, in *DismissOrderRequest, opts ...grpc.CallOption) (*DismissOrderResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DismissOrderResponse)
+	err := c.cc.Invoke(ctx, OrderService_DismissOrder_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *orderServiceClient) CancelOrder(ctx context.Context, in *CancelOrderRequest, opts ...grpc.CallOption) (*CancelOrderResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CancelOrderResponse)
@@ -101,7 +128,12 @@ type OrderServiceServer interface {
 	GetOrder(context.Context, *GetOrderRequest) (*GetOrderResponse, error)
 	// PollOrder asks the CA now. Callers: operator, admin. Safe to repeat.
 	PollOrder(context.Context, *PollOrderRequest) (*PollOrderResponse, error)
-	// CancelOrder gives a pending order up. Callers: operator, admin. Safe to repeat.
+	// AdoptOrder takes an orphan, an order that the CA has and the journal does not know, into the journal: from then on it
+	// is polled, checked and recorded as any other. Callers: operator, admin. Safe to repeat.
+	AdoptOrder(context.Context, *AdoptOrderRequest) (*AdoptOrderResponse, error)
+	// DismissOrder says that an orphan is somebody else's and needs nothing. Callers: operator, admin. Safe to repeat.
+	DismissOrder(context.Context, *DismissOrderRequest) (*DismissOrderResponse, error)
+	// CancelOrder gives a pending order up, at the CA too where the CA can do that. Callers: operator, admin. Safe to repeat.
 	CancelOrder(context.Context, *CancelOrderRequest) (*CancelOrderResponse, error)
 }
 
@@ -120,6 +152,12 @@ func (UnimplementedOrderServiceServer) GetOrder(context.Context, *GetOrderReques
 }
 func (UnimplementedOrderServiceServer) PollOrder(context.Context, *PollOrderRequest) (*PollOrderResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method PollOrder not implemented")
+}
+func (UnimplementedOrderServiceServer) AdoptOrder(context.Context, *AdoptOrderRequest) (*AdoptOrderResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AdoptOrder not implemented")
+}
+func (UnimplementedOrderServiceServer) DismissOrder(context.Context, *DismissOrderRequest) (*DismissOrderResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DismissOrder not implemented")
 }
 func (UnimplementedOrderServiceServer) CancelOrder(context.Context, *CancelOrderRequest) (*CancelOrderResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CancelOrder not implemented")
@@ -198,6 +236,42 @@ func _OrderService_PollOrder_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _OrderService_AdoptOrder_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AdoptOrderRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OrderServiceServer).AdoptOrder(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: OrderService_AdoptOrder_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OrderServiceServer).AdoptOrder(ctx, req.(*AdoptOrderRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _OrderService_DismissOrder_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DismissOrderRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OrderServiceServer).DismissOrder(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: OrderService_DismissOrder_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OrderServiceServer).DismissOrder(ctx, req.(*DismissOrderRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _OrderService_CancelOrder_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CancelOrderRequest)
 	if err := dec(in); err != nil {
@@ -234,6 +308,14 @@ var OrderService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "PollOrder",
 			Handler:    _OrderService_PollOrder_Handler,
+		},
+		{
+			MethodName: "AdoptOrder",
+			Handler:    _OrderService_AdoptOrder_Handler,
+		},
+		{
+			MethodName: "DismissOrder",
+			Handler:    _OrderService_DismissOrder_Handler,
 		},
 		{
 			MethodName: "CancelOrder",
