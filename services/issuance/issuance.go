@@ -51,6 +51,8 @@ type Config struct {
 	OrphanInterval time.Duration // comparison of CAs' lists of orders with the journal (1 h)
 	// AccountShare is the part of the rate of each CA account that this process may use (1).
 	AccountShare float64
+	// BreakerPause is how long a CA that does not answer is left alone before a probe (15 s).
+	BreakerPause time.Duration
 }
 
 func (c *Config) setDefaults() {
@@ -89,7 +91,13 @@ type Deps struct {
 	IssuerTypes issuer.Types
 	Peers       Peers
 	Now         func() time.Time // nil: time.Now
+	// Checkpoint is called at the labelled points of an order's way (Checkpoints). When it fails, that work is dropped where it
+	// is, as if the process had died there; nil: never. It is for tests that kill the service at each point.
+	Checkpoint func(point, orderID string) error
 }
+
+// Checkpoints are the labelled points, in the order of an order's way.
+func Checkpoints() []string { return core.Checkpoints() }
 
 // Service is issuance.
 type Service struct {
@@ -135,8 +143,9 @@ func newCore(cfg Config, deps Deps) (*core.Core, error) {
 		CallTimeout: cfg.CallTimeout, OrderDeadline: cfg.OrderDeadline, ReconcileDelay: cfg.ReconcileDelay, CRLValidity: cfg.CRLValidity,
 		BootstrapLocalIssuer: cfg.BootstrapLocalIssuer,
 	}, core.Deps{
-		Accounts: account.New(account.Config{Share: cfg.AccountShare}),
-		DB:       deps.DB, Log: deps.Log, Box: deps.Box, Types: deps.IssuerTypes, Now: deps.Now,
+		Checkpoint: deps.Checkpoint,
+		Accounts:   account.New(account.Config{Share: cfg.AccountShare, OpenFor: cfg.BreakerPause}),
+		DB:         deps.DB, Log: deps.Log, Box: deps.Box, Types: deps.IssuerTypes, Now: deps.Now,
 		References: newReferences(deps.Peers.Inventory), Poller: newPoller(deps.Peers.AsyncPoller),
 	})
 }

@@ -27,8 +27,9 @@ const (
 
 // loops are the group and what it works with.
 type loops struct {
-	group *tick.Group
-	core  *core.Core
+	group   *tick.Group
+	core    *core.Core
+	orphans prometheus.Gauge
 }
 
 func newLoops(cfg Config, deps Deps, c *core.Core) (*loops, error) {
@@ -36,7 +37,14 @@ func newLoops(cfg Config, deps Deps, c *core.Core) (*loops, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &loops{group: group, core: c}
+	l := &loops{group: group, core: c, orphans: prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "certctl_orphan_orders", Help: "Orders at CAs that the journal does not account for and that wait for a decision.",
+	})}
+	if deps.Metrics != nil {
+		if err := deps.Metrics.Register(l.orphans); err != nil {
+			return nil, fmt.Errorf("register metric: %w", err)
+		}
+	}
 	orders, err := newRunner("orders", store.OrderLeases, c.Reconcile, cfg, deps)
 	if err != nil {
 		return nil, err
@@ -101,7 +109,11 @@ func (l *loops) refreshCRLs(ctx context.Context) (tick.Result, error) {
 
 func (l *loops) searchOrphans(ctx context.Context) (tick.Result, error) {
 	n, err := l.core.SweepOrphans(ctx)
-	return tick.Result{Rows: n}, err
+	open, countErr := l.core.CountOrphans(ctx)
+	if countErr == nil {
+		l.orphans.Set(float64(open))
+	}
+	return tick.Result{Rows: n}, errors.Join(err, countErr)
 }
 
 func (l *loops) renewCAs(ctx context.Context) (tick.Result, error) {

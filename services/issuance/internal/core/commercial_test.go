@@ -197,6 +197,15 @@ func TestOrdersThatTheJournalDoesNotAccountForAreFoundOnce(t *testing.T) {
 	}
 	require.Equal(t, map[string]string{"90": reasonNotInJournal, "91": reasonSecondOrder, given.CAKey: reasonGivenUp}, found)
 
+	lost := request(t, commercialIssuer, "lost.example.com")
+	w.fake.PlanOrder(lost.OrderID, issuertest.Plan{LostReplies: 1})
+	_, err = w.Submit(w.ctx(), lost)
+	require.NoError(t, err)
+	require.Equal(t, Unknown, w.order(lost.OrderID).Status)
+	nameless := listedAs("94", "", issuer.Pending)
+	nameless.CommonName = "lost.example.com"
+	ca.listed = append(ca.listed, nameless)
+
 	w.clock.turn(time.Hour)
 	_, err = w.SweepOrphans(w.ctx())
 	require.NoError(t, err)

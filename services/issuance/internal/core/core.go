@@ -102,7 +102,10 @@ type Deps struct {
 	Poller     Poller
 	// Accounts are the guards of the CA accounts that this process calls; nil: each issuer has its own.
 	Accounts *account.Accounts
-	Now      func() time.Time // nil: time.Now
+	// Checkpoint is called at the labelled points of an order's way; a test that returns an error there has killed the
+	// process: nothing more is done. nil: never.
+	Checkpoint func(point, orderID string) error
+	Now        func() time.Time // nil: time.Now
 }
 
 // Core holds the decisions of the service. It is safe for concurrent use.
@@ -120,9 +123,7 @@ type Core struct {
 	orderKick *tick.Kicker
 	turns     *turns
 
-	// checkpoint is called at the labelled points of an order's way; a test that returns an error there has killed the
-	// process: nothing more is done.
-	checkpoint func(point string) error
+	checkpoint func(point, orderID string) error
 }
 
 // New checks its parts and makes the core.
@@ -140,7 +141,10 @@ func New(cfg Config, deps Deps) (*Core, error) {
 	c := &Core{
 		cfg: cfg, deps: deps, log: deps.Log, known: newKnown(),
 		crlKick: tick.NewKicker(), orderKick: tick.NewKicker(), turns: newTurns(cfg.CallsPerIssuer),
-		checkpoint: func(string) error { return nil },
+		checkpoint: deps.Checkpoint,
+	}
+	if c.checkpoint == nil {
+		c.checkpoint = func(string, string) error { return nil }
 	}
 	c.instances = newInstances(c.build, cfg.CallTimeout)
 	return c, c.sortings()

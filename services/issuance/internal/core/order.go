@@ -262,6 +262,9 @@ func (c *Core) RecordPoll(ctx context.Context, r PollResult) (store.Order, error
 	if err != nil {
 		return store.Order{}, err
 	}
+	if err := c.checkpoint(pointPolled, r.OrderID); err != nil {
+		return store.Order{}, err
+	}
 	o, err := c.GetOrder(ctx, r.OrderID)
 	if err != nil {
 		return store.Order{}, err

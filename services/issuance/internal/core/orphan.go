@@ -130,7 +130,11 @@ func (c *Core) compare(ctx context.Context, i store.Issuer, in *instance, listed
 	if err != nil {
 		return 0, err
 	}
-	journal := newJournalView(known)
+	lost, err := store.LostNames(ctx, c.deps.DB.Pool, in.account())
+	if err != nil {
+		return 0, err
+	}
+	journal := newJournalView(known, lost)
 	var settled []string
 	err = c.deps.DB.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		found = 0
@@ -200,10 +204,14 @@ func orphanData(o store.Orphan) map[string]any {
 type journalView struct {
 	byKey map[string][]store.KnownOrder
 	byID  map[string]store.KnownOrder
+	lost  map[string]bool // names of orders whose reply was lost
 }
 
-func newJournalView(known []store.KnownOrder) journalView {
-	v := journalView{byKey: map[string][]store.KnownOrder{}, byID: map[string]store.KnownOrder{}}
+func newJournalView(known []store.KnownOrder, lost []string) journalView {
+	v := journalView{byKey: map[string][]store.KnownOrder{}, byID: map[string]store.KnownOrder{}, lost: map[string]bool{}}
+	for _, name := range lost {
+		v.lost[name] = name != ""
+	}
 	for _, o := range known {
 		v.byID[o.ID] = o
 		if o.CAKey != "" {
@@ -229,6 +237,8 @@ func (v journalView) judge(o issuer.ListedOrder) (reason, message string) {
 	}
 	k, ok := v.byID[o.OrderID]
 	switch {
+	case o.OrderID == "" && v.lost[o.CommonName]:
+		return "", "" // the CA does not say whose it is, and it may be one that is being looked for
 	case !ok || o.OrderID == "":
 		return reasonNotInJournal, "nobody placed this order through certctl, or its record is lost"
 	case k.CAKey != "":
@@ -258,6 +268,11 @@ func (c *Core) ListOrphans(ctx context.Context, f store.OrderFilter, total bool)
 	}
 	n, err := store.CountOrphans(ctx, c.deps.DB.Pool, f)
 	return rows, &n, err
+}
+
+// CountOrphans counts those that wait for a decision.
+func (c *Core) CountOrphans(ctx context.Context) (int32, error) {
+	return store.CountOrphans(ctx, c.deps.DB.Pool, store.OrderFilter{})
 }
 
 // Adopt takes an orphan into the journal, as a pending order under the same id: it is polled, and what comes is checked and

@@ -124,7 +124,7 @@ func (c *Core) resubmit(ctx context.Context, o store.Order, in *instance, fence 
 }
 
 func (c *Core) reconcileLost(ctx context.Context, o store.Order, fence uuid.NullUUID) error {
-	if err := c.checkpoint(pointReconcile); err != nil {
+	if err := c.checkpoint(pointReconcile, o.ID); err != nil {
 		return err
 	}
 	_, in, err := c.issuerOf(ctx, o.IssuerID)
@@ -155,6 +155,9 @@ func (c *Core) find(ctx context.Context, o store.Order, f issuer.Finder, in *ins
 	callCtx, cancel := context.WithTimeout(ctx, c.cfg.CallTimeout)
 	defer cancel()
 	found, ok, err := f.FindOrder(callCtx, request)
+	if err := c.checkpoint(pointFound, o.ID); err != nil {
+		return err
+	}
 	switch {
 	case err != nil:
 		c.log.Warn("the CA could not tell what became of an order", orderFields(o, err)...)

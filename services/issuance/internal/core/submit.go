@@ -31,7 +31,14 @@ const (
 	pointCalled    = "CA called"     // its answer is in memory only
 	pointStored    = "result stored" // the caller has not heard of it
 	pointReconcile = "reconciling"   // the CA is about to be asked what became of an order
+	pointFound     = "CA searched"   // what it said of an order whose reply was lost is in memory only
+	pointPolled    = "poll received" // what asyncpoller heard from the CA is in memory only
 )
+
+// Checkpoints gives all of them.
+func Checkpoints() []string {
+	return []string{pointChecked, pointIntent, pointCalled, pointStored, pointReconcile, pointFound, pointPolled}
+}
 
 // chainTimeout bounds the question for a CA's own certificates, which connectors remember: a CA that hangs must not hold up
 // what others have delivered.
@@ -162,7 +169,7 @@ func (c *Core) prepare(ctx context.Context, r SubmitRequest) (store.Order, rules
 		}
 		o.SerialNumber = issuer.FormatSerial(serial)
 	}
-	return o, ru, csr, c.checkpoint(pointChecked)
+	return o, ru, csr, c.checkpoint(pointChecked, o.ID)
 }
 
 // previousOrder finds the order that a new one renews at the CA: the last one of the same certificate and holder of the key,
@@ -206,7 +213,7 @@ func (c *Core) storeIntent(ctx context.Context, o store.Order, ru rules, l uuid.
 // that the CA makes now has to be stored.
 func (c *Core) call(ctx context.Context, o store.Order, csr *x509.CertificateRequest, in *instance, fence uuid.NullUUID) (store.Order, error) {
 	ctx = context.WithoutCancel(ctx)
-	if err := c.checkpoint(pointIntent); err != nil {
+	if err := c.checkpoint(pointIntent, o.ID); err != nil {
 		return store.Order{}, err
 	}
 	request, err := c.submitRequest(ctx, o, csr)
@@ -216,7 +223,7 @@ func (c *Core) call(ctx context.Context, o store.Order, csr *x509.CertificateReq
 	callCtx, cancel := context.WithTimeout(ctx, c.cfg.CallTimeout)
 	defer cancel()
 	s, callErr := in.Submit(callCtx, request)
-	if err := c.checkpoint(pointCalled); err != nil {
+	if err := c.checkpoint(pointCalled, o.ID); err != nil {
 		return store.Order{}, err
 	}
 	return c.settleSurely(ctx, o, answer{submission: s, err: callErr, instance: in, fence: fence})
@@ -417,7 +424,7 @@ func (c *Core) moved(ctx context.Context, o store.Order, moved bool, err error) 
 	if !moved {
 		return store.GetOrder(ctx, c.deps.DB.Pool, o.ID)
 	}
-	return o, c.checkpoint(pointStored)
+	return o, c.checkpoint(pointStored, o.ID)
 }
 
 // checkIssued holds an issued certificate against the order.

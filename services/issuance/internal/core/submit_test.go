@@ -124,7 +124,7 @@ func TestAnOrderEndsWithOneCertificateWhereverTheProcessDies(t *testing.T) {
 				w := newWorld(t)
 				r := request(t, issuerID)
 				dying := w.replica()
-				dying.checkpoint = func(at string) error {
+				dying.checkpoint = func(at, _ string) error {
 					if at == point {
 						return errKilled
 					}
@@ -136,7 +136,7 @@ func TestAnOrderEndsWithOneCertificateWhereverTheProcessDies(t *testing.T) {
 				// The reconciler dies once too, at the same point and where it begins.
 				for _, second := range []string{point, pointReconcile} {
 					dying = w.replica()
-					dying.checkpoint = func(at string) error {
+					dying.checkpoint = func(at, _ string) error {
 						if at == second {
 							return errKilled
 						}
@@ -167,7 +167,7 @@ func TestTheSameSerialNumberIsSignedAfterACrash(t *testing.T) {
 	w := newWorld(t)
 	r := request(t, DefaultIssuerID)
 	dying := w.replica()
-	dying.checkpoint = func(at string) error {
+	dying.checkpoint = func(at, _ string) error {
 		if at == pointCalled {
 			return errKilled
 		}
@@ -213,7 +213,7 @@ func TestAnAnswerAfterTheLeaseIsDropped(t *testing.T) {
 	w := newWorld(t)
 	r := request(t, DefaultIssuerID)
 	slow := w.replica()
-	slow.checkpoint = func(at string) error {
+	slow.checkpoint = func(at, _ string) error {
 		if at == pointCalled {
 			w.reconcile(w.Core) // another replica finds the lease run out and finishes the order
 		}
@@ -299,7 +299,7 @@ func TestACallerWhoLeavesLosesNothing(t *testing.T) {
 	w := newWorld(t)
 	r := request(t, fakeIssuer)
 	ctx, leave := context.WithCancel(w.ctx())
-	w.checkpoint = func(at string) error {
+	w.checkpoint = func(at, _ string) error {
 		if at == pointIntent {
 			leave()
 		}
@@ -544,7 +544,7 @@ func TestANewOrderRaisesTheRevisionBeforeTheCAHasAnswered(t *testing.T) {
 	w := newWorld(t)
 	before, err := revision.Get(w.ctx(), w.deps.DB.Pool, collectionOrders)
 	require.NoError(t, err)
-	w.checkpoint = func(at string) error {
+	w.checkpoint = func(at, _ string) error {
 		if at == pointIntent {
 			return errKilled
 		}

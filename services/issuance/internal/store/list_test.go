@@ -124,6 +124,8 @@ func TestEveryListAndEverySweepUsesAnIndexOn100000Rows(t *testing.T) {
 	require.NoError(t, err)
 	_, err = KnownOrders(ctx, spy, "account-1", []string{"7", "8"}, []string{"ord-9"})
 	require.NoError(t, err)
+	_, err = LostNames(ctx, spy, "account-1")
+	require.NoError(t, err)
 	_, err = SettleOrphans(ctx, spy, "account-1", []string{"k5", "k10"})
 	require.NoError(t, err)
 	_, err = IsRevoked(ctx, spy, "iss-8", "7")

@@ -122,6 +122,12 @@ func KnownOrders(ctx context.Context, q Querier, account string, keys, ids []str
 UNION SELECT id, ca_key, status FROM orders WHERE id = ANY($3)`, account, list(keys), list(ids))
 }
 
+// LostNames are the DNS names of the orders of a CA account whose reply is being waited for, or was lost.
+func LostNames(ctx context.Context, q Querier, account string) ([]string, error) {
+	return collect(ctx, q, "read names of lost orders", pgx.RowTo[string],
+		`SELECT DISTINCT unnest(array_append(dns_names, common_name)) FROM orders WHERE status IN ('SUBMITTING', 'UNKNOWN') AND account = $1`, account)
+}
+
 // SweepTime is up to when an issuer's CA was compared with the journal; zero: never.
 func SweepTime(ctx context.Context, q Querier, issuerID string) (time.Time, error) {
 	var t *time.Time
