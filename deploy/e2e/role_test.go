@@ -79,6 +79,8 @@ func (in *installation) rolesAreChecked(t *testing.T) {
 		post("/api/v1/jobs/none/reject", object{}),
 		post("/api/v1/orders/none/poll", object{}),
 		post("/api/v1/orders/none/cancel", object{}),
+		post("/api/v1/orders/none/adopt", object{}),
+		post("/api/v1/orders/none/dismiss", object{}),
 		post("/api/v1/issuers/iss-local/test", object{}),
 	}
 	settings := []call{

@@ -36,7 +36,7 @@ const selectBatch = `SELECT id, attempts, payload FROM outbox o
 
 // read returns the oldest events that are due.
 func (r *route) read(ctx context.Context) (batch []row, more bool, err error) {
-	rows, err := r.db.Pool.Query(ctx, selectBatch, r.destination, r.cfg.Batch)
+	rows, err := r.db.Pool.Query(ctx, selectBatch, r.destination, r.batch)
 	if err != nil {
 		return nil, false, fmt.Errorf("read the outbox: %w", err)
 	}
@@ -59,7 +59,7 @@ func (r *route) read(ctx context.Context) (batch []row, more bool, err error) {
 			return batch[:i], true, nil
 		}
 	}
-	return batch, len(batch) == r.cfg.Batch, nil
+	return batch, len(batch) == r.batch, nil
 }
 
 // verdict is what becomes of a row.

@@ -385,6 +385,30 @@ func TestAReceiverThatIsAwayCostsNoAttemptAndLosesNothing(t *testing.T) {
 	require.Zero(t, w.left(t, "attempts > 0"))
 }
 
+func TestAReceiverThatTakesTooLongForManyEventsGetsFewerAtATime(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	c := w.client(t, record)
+	var most atomic.Int64
+	c.before = func(req *eventv1.DeliverRequest) error {
+		if n := int64(len(req.GetEvents())); n > 3 {
+			return status.Error(codes.DeadlineExceeded, "too slow for so many")
+		} else if n > most.Load() {
+			most.Store(n)
+		}
+		return nil
+	}
+	var events []outbox.Event
+	for v := range int64(100) {
+		events = append(events, event("a", v+1))
+	}
+	w.add(t, events...)
+	w.relay(t, fast(), c).start(t)
+	require.Eventually(t, func() bool { return w.left(t, "TRUE") == 0 }, eventually, often)
+	require.Equal(t, count(1, 100), w.values(t, "a"))
+	require.Greater(t, most.Load(), int64(1), "not one by one for ever")
+}
+
 func TestOneRelayAtATimeServesADestinationAndAnotherTakesOver(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -93,6 +93,7 @@ type route struct {
 
 	leaseID    uuid.UUID
 	leaseUntil time.Time // by this process's clock; zero when not held
+	batch      int       // how many events are sent at a time
 }
 
 // NewRelay returns a relay.
@@ -113,7 +114,7 @@ func NewRelay(cfg RelayConfig, deps RelayDeps) (*Relay, error) {
 		m.announce(name)
 		r.routes = append(r.routes, &route{
 			cfg: cfg, destination: name, sink: deps.Sinks[name], db: deps.DB, metrics: m, kicker: tick.NewKicker(),
-			log: deps.Logger.With(zap.String("destination", name)), leaseID: uuid.New(),
+			log: deps.Logger.With(zap.String("destination", name)), leaseID: uuid.New(), batch: cfg.Batch,
 		})
 	}
 	return r, nil
@@ -148,11 +149,14 @@ func (r *route) run(ctx context.Context) error {
 		more, err := r.protected(ctx)
 		if err != nil && ctx.Err() == nil {
 			failures++
+			// A receiver that cannot apply so many in the time that a delivery has would never apply any.
+			r.batch = max(r.batch/2, 1)
 			r.log.Warn("delivering events failed", zap.Int("failures", failures), zap.Error(err))
 			r.pause(ctx, failures)
 			continue
 		}
 		failures = 0
+		r.batch = min(r.batch*2, r.cfg.Batch)
 		if !more {
 			r.wait(ctx, ticker.C)
 		}

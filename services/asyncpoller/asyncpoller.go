@@ -13,8 +13,8 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 
+	"github.com/certctl/certctl/pkg/asyncpoll"
 	"github.com/certctl/certctl/pkg/connector/issuer"
-	"github.com/certctl/certctl/pkg/lease"
 	"github.com/certctl/certctl/pkg/outbox"
 	"github.com/certctl/certctl/pkg/pg"
 	"github.com/certctl/certctl/pkg/rpc"
@@ -38,11 +38,18 @@ type Config struct {
 	// Slots is how many orders are asked about at a time (32), SlotsPerIssuer how many of one issuer (a quarter of Slots).
 	Slots          int
 	SlotsPerIssuer int
-	// MaxWait is the wait budget: how long after the start of a watch somebody waits for the certificate (10 min). After
-	// it the order is reported as still pending and polled more rarely, until its deadline. MaxWaits is MaxWait by issuer
-	// type. Both are those of issuance.
-	MaxWait  time.Duration
-	MaxWaits map[string]time.Duration
+	// MaxWaits are the wait budgets by issuer type, over that of the process (package asyncpoll): how long after the start of
+	// a watch somebody waits for the certificate. After it the order is reported as still pending and polled more rarely,
+	// until its own deadline.
+	MaxWaits asyncpoll.Budgets
+	// Replicas of asyncpoller there are (1), and AccountShare is what this one may use of the rate of each CA account (1), as
+	// issuance calls the same accounts.
+	Replicas     int
+	AccountShare float64
+	// BreakerPause is how long a CA that does not answer is left alone before a probe (15 s).
+	BreakerPause time.Duration
+	// CensusInterval is how often pending orders are counted (1 min).
+	CensusInterval time.Duration
 }
 
 func (c *Config) setDefaults() {
@@ -52,7 +59,8 @@ func (c *Config) setDefaults() {
 	}{
 		{&c.PollInterval, 5 * time.Second},
 		{&c.CallTimeout, 20 * time.Second},
-		{&c.MaxWait, 10 * time.Minute},
+		{&c.BreakerPause, 15 * time.Second},
+		{&c.CensusInterval, time.Minute},
 	} {
 		if *d.value <= 0 {
 			*d.value = d.fallback
@@ -64,6 +72,7 @@ func (c *Config) setDefaults() {
 	if c.SlotsPerIssuer <= 0 {
 		c.SlotsPerIssuer = max(c.Slots/4, 1)
 	}
+	c.Replicas = max(c.Replicas, 1)
 }
 
 // Peers are connections to the services that asyncpoller calls.
@@ -80,13 +89,19 @@ type Deps struct {
 	IssuerTypes issuer.Types
 	Peers       Peers
 	Now         func() time.Time // nil: the clocks of the database and of this host
+	// Checkpoint is called at the labelled points of a poll (Checkpoints). When it fails, that work is dropped where it is, as
+	// if the process had died there; nil: never. It is for tests that kill the service at each point.
+	Checkpoint func(point, orderID string) error
 }
+
+// Checkpoints are the labelled points, in the order of a poll's way.
+func Checkpoints() []string { return core.Checkpoints() }
 
 // Service is asyncpoller.
 type Service struct {
-	api    *api.API
-	runner *lease.Runner
-	loops  *tick.Group
+	api      *api.API
+	dispatch *dispatch
+	loops    *tick.Group
 }
 
 // Schema is asyncpoller's part of the database.
@@ -109,7 +124,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("asyncpoller: %w", err)
 	}
-	loops, err := d.loops(cfg, deps, st)
+	loops, err := d.loops(deps)
 	if err != nil {
 		return nil, fmt.Errorf("asyncpoller: %w", err)
 	}
@@ -121,7 +136,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 		return nil, fmt.Errorf("asyncpoller: %w", err)
 	}
 	return &Service{
-		api: api.New(api.Deps{Book: st, Sink: sink, Now: deps.Now, Kick: d.kicker.Kick}), runner: d.runner, loops: loops,
+		api: api.New(api.Deps{Book: st, Sink: sink, Now: deps.Now, Kick: d.kicker.Kick}), dispatch: d, loops: loops,
 	}, nil
 }
 
@@ -137,7 +152,8 @@ func (s *Service) Loops() []tick.State { return s.loops.States() }
 // Run works until ctx ends; polls that are under way are given back.
 func (s *Service) Run(ctx context.Context) error {
 	g := run.NewGroup(rpcctx.WithCaller(ctx, rpcctx.ServiceCaller(name)), run.Config{})
-	g.Go("polls", s.runner.Run)
+	g.Go("polls", s.dispatch.runner.Run)
+	g.Go("accounts", s.dispatch.dispatcher.Run)
 	g.Go("loops", s.loops.Run)
 	return g.Wait()
 }

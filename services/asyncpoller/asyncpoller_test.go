@@ -142,7 +142,7 @@ func TestACertificateThatIsReadyAtTheDeadlineIsNotLost(t *testing.T) {
 	require.Equal(t, issuancev1.RecordPollResultRequest_ISSUED, s.heard("ord-1", 2).GetOutcome())
 }
 
-func TestAWatchNoLongerThanTheBudgetEndsWithTheOrderPendingAndBeginsAgain(t *testing.T) {
+func TestAnOrderHasFailedAtItsDeadlineAndIsWatchedAgainWhenIssuanceGivesItALaterOne(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, func(c *asyncpoller.Config) { c.MaxWaits = map[string]time.Duration{"type-of-iss-a": time.Hour} })
 	watch := s.place("ord-1", "iss-a", issuertest.Plan{})
@@ -152,16 +152,17 @@ func TestAWatchNoLongerThanTheBudgetEndsWithTheOrderPendingAndBeginsAgain(t *tes
 	s.waiting("ord-1", 1)
 	s.turn(time.Hour)
 	r := s.heard("ord-1", 2)
-	require.Equal(t, issuancev1.RecordPollResultRequest_STILL_PENDING, r.GetOutcome(), "the order is not given up, so it is not bought again")
-	require.Equal(t, "CA_STILL_PENDING", r.GetProblem().GetReason())
-	s.state("ord-1", asyncpollerv1.Poll_ABANDONED, 2)
+	require.Equal(t, issuancev1.RecordPollResultRequest_FAILED, r.GetOutcome(), "its own deadline counts, not how long somebody waits for it")
+	require.Equal(t, "ORDER_DEADLINE", r.GetProblem().GetReason())
+	s.state("ord-1", asyncpollerv1.Poll_DONE, 2)
 
 	again, err := s.client().CreatePoll(t.Context(), watch)
 	require.NoError(t, err)
-	require.Equal(t, asyncpollerv1.Poll_ABANDONED, again.GetPoll().GetState(), "the same request is the same watch")
+	require.Equal(t, asyncpollerv1.Poll_DONE, again.GetPoll().GetState(), "the same request is the same watch")
 	_, err = s.client().PollNow(t.Context(), &asyncpollerv1.PollNowRequest{OrderId: "ord-1"})
 	require.True(t, errs.IsKind(err, errs.Conflict), "%v", err)
 
+	s.do(func() { s.orders["ord-1"].status = issuancev1.Order_PENDING })
 	require.NoError(t, s.cas["iss-a"].Release("ord-1"))
 	watch.DueTime, watch.DeadlineTime = nil, timestamppb.New(s.clock().Add(time.Hour))
 	_, err = s.client().CreatePoll(t.Context(), watch)

@@ -7,6 +7,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/certctl/certctl/pkg/connector/issuer/account"
 	"github.com/certctl/certctl/pkg/lease"
 	"github.com/certctl/certctl/pkg/metrics"
 	"github.com/certctl/certctl/pkg/outbox"
@@ -24,58 +25,73 @@ const rowSlack = recordTimeout + 5*time.Second
 // dispatch is what asks the CAs: the runner claims through the dispatcher and works all the time; the loop is what makes it
 // look.
 type dispatch struct {
+	cfg        Config
+	store      *store.Store
+	poller     *core.Poller
 	dispatcher *core.Dispatcher
 	runner     *lease.Runner
 	kicker     *tick.Kicker // of the loop
+	metrics    *core.Metrics
+	stuck      prometheus.Gauge
+	counted    time.Time // when the last census was taken
+	polled     int64     // up to the last look
 }
 
 func newDispatch(cfg Config, deps Deps, st *store.Store) (*dispatch, error) {
-	poller, err := core.NewPoller(core.Config{CallTimeout: cfg.CallTimeout, MaxWait: cfg.MaxWait, MaxWaits: cfg.MaxWaits}, core.Deps{
-		Desk: st, Journal: newJournal(deps.Peers.Issuance), Types: deps.IssuerTypes, Log: deps.Log, Registry: deps.Metrics, Now: deps.Now,
+	d := &dispatch{cfg: cfg, store: st, kicker: tick.NewKicker()}
+	var err error
+	if d.metrics, err = core.NewMetrics(deps.Metrics, deps.Now); err != nil {
+		return nil, err
+	}
+	if d.stuck, err = metrics.StuckRows(deps.Metrics); err != nil {
+		return nil, err
+	}
+	accounts := account.New(account.Config{
+		Share: cfg.AccountShare, OpenFor: cfg.BreakerPause, OnAvailable: func(string) { d.runner.Kick() },
 	})
+	d.poller = core.NewPoller(core.Config{CallTimeout: cfg.CallTimeout, MaxWaits: cfg.MaxWaits, Replicas: cfg.Replicas}, core.Deps{
+		Desk: st, Journal: newJournal(deps.Peers.Issuance), Types: deps.IssuerTypes, Accounts: accounts, Metrics: d.metrics, Log: deps.Log, Now: deps.Now,
+		Checkpoint: deps.Checkpoint,
+	})
+	d.metrics.Watch(d.poller.Breakers)
+	d.dispatcher = core.NewDispatcher(core.DispatcherConfig{PerIssuer: cfg.SlotsPerIssuer}, core.DispatcherDeps{
+		Queue: st, Quotas: d.poller.Quotas, Work: d.poller.Work, Room: func() { d.runner.Kick() },
+	})
+	d.runner, err = d.newRunner(deps)
+	return d, err
+}
+
+func (d *dispatch) newRunner(deps Deps) (*lease.Runner, error) {
+	table, err := d.store.Leases()
 	if err != nil {
 		return nil, err
 	}
-	table, err := st.Leases()
-	if err != nil {
-		return nil, err
-	}
-	d := &dispatch{dispatcher: core.NewDispatcher(st, cfg.SlotsPerIssuer, poller.Work), kicker: tick.NewKicker()}
-	timeout := cfg.CallTimeout + rowSlack
-	d.runner, err = lease.NewRunner(
+	timeout := d.cfg.CallTimeout + rowSlack
+	return lease.NewRunner(
 		lease.RunnerConfig{
-			Name: "polls", Slots: cfg.Slots, LeaseFor: timeout * 3 / 2, Timeout: timeout, Interval: cfg.PollInterval,
+			Name: "polls", Slots: d.cfg.Slots, LeaseFor: timeout * 3 / 2, Timeout: timeout, Interval: d.cfg.PollInterval,
 			Backoff: lease.Backoff{Base: time.Second, Cap: time.Minute}, // issuance is away
 		},
 		lease.RunnerDeps{
 			Table: table, DB: deps.DB.Pool, Handle: d.dispatcher.Handle, Claim: d.dispatcher.Claim, Logger: deps.Log, Registry: deps.Metrics,
 		},
 	)
-	if err != nil {
-		return nil, err
-	}
-	d.dispatcher.OnRoom(d.runner.Kick)
-	return d, nil
 }
 
-func (d *dispatch) loops(cfg Config, deps Deps, st *store.Store) (*tick.Group, error) {
+func (d *dispatch) loops(deps Deps) (*tick.Group, error) {
 	group, err := tick.NewGroup(tick.Config{}, tick.Deps{Logger: deps.Log, Registry: deps.Metrics})
-	if err != nil {
-		return nil, err
-	}
-	stuck, err := metrics.StuckRows(deps.Metrics)
 	if err != nil {
 		return nil, err
 	}
 	return group, errors.Join(
 		group.Register(tick.Loop{
-			Name: "poll dispatch", Description: "asks CAs about pending orders that are due", Interval: cfg.PollInterval,
-			Budget: lookBudget, Run: d.look(st, stuck), Kick: d.kicker.C(),
+			Name: "poll dispatch", Description: "asks CAs about pending orders that are due", Interval: d.cfg.PollInterval,
+			Budget: lookBudget, Run: d.look, Kick: d.kicker.C(),
 		}),
 		group.Register(tick.Loop{
 			Name: "poll prune", Description: "forgets watches that ended more than 7 days ago", Interval: time.Hour,
 			Run: func(ctx context.Context) (tick.Result, error) {
-				n, err := st.Prune(ctx)
+				n, err := d.store.Prune(ctx)
 				return tick.Result{Rows: n}, err
 			},
 		}),
@@ -83,18 +99,32 @@ func (d *dispatch) loops(cfg Config, deps Deps, st *store.Store) (*tick.Group, e
 	)
 }
 
-// look wakes the runner and tells how many polls there were since the last look.
-func (d *dispatch) look(st *store.Store, stuck prometheus.Gauge) func(context.Context) (tick.Result, error) {
-	var before int64
-	return func(ctx context.Context) (tick.Result, error) {
-		d.runner.Kick()
-		polled := d.dispatcher.Polled()
-		result := tick.Result{Rows: int(polled - before)}
-		before = polled
-		n, err := st.Stuck(ctx)
-		if err == nil {
-			stuck.Set(float64(n))
-		}
-		return result, err
+// look wakes the runner, tells how many polls there were since the last look, and brings the metrics up to date.
+func (d *dispatch) look(ctx context.Context) (tick.Result, error) {
+	d.runner.Kick()
+	polled := d.dispatcher.Polled()
+	result := tick.Result{Rows: int(polled - d.polled)}
+	d.polled = polled
+	return result, errors.Join(d.countStuck(ctx), d.census(ctx))
+}
+
+func (d *dispatch) countStuck(ctx context.Context) error {
+	n, err := d.store.Stuck(ctx, d.dispatcher.Held()...)
+	if err == nil {
+		d.stuck.Set(float64(n))
 	}
+	return err
+}
+
+// census counts what is pending. It reads all of it, so it is not done with every look.
+func (d *dispatch) census(ctx context.Context) error {
+	if time.Since(d.counted) < d.cfg.CensusInterval {
+		return nil
+	}
+	pending, err := d.store.Census(ctx)
+	if err == nil {
+		d.metrics.Count(pending)
+		d.counted = time.Now()
+	}
+	return err
 }

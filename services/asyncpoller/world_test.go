@@ -23,6 +23,7 @@ import (
 
 	"github.com/certctl/certctl/pkg/connector/certcheck"
 	"github.com/certctl/certctl/pkg/connector/issuer"
+	"github.com/certctl/certctl/pkg/connector/issuer/account"
 	"github.com/certctl/certctl/pkg/connector/issuertest"
 	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/metrics"
@@ -57,6 +58,11 @@ type ca struct {
 	twice  []string       // orders that were asked about twice at a time
 	built  []issuer.Config
 	refuse error // of New
+	// limits, when set, make the connector go through the guard of an account, as those of commercial CAs do.
+	limits *account.Limits
+	guard  *account.Guard // of the last connector that was built
+	asked  []time.Time    // when the CA was asked, on the clock of the pollers
+	clock  func() time.Time
 }
 
 // Poll notes polls that overlap.
@@ -66,6 +72,7 @@ func (c *ca) Poll(ctx context.Context, ref issuer.Ref) (issuer.Submission, error
 	if c.polled[key]++; c.polled[key] > 1 {
 		c.twice = append(c.twice, key)
 	}
+	c.asked = append(c.asked, c.clock())
 	c.mu.Unlock()
 	defer func() {
 		c.mu.Lock()
@@ -78,13 +85,46 @@ func (c *ca) Poll(ctx context.Context, ref issuer.Ref) (issuer.Submission, error
 func (c *ca) issuerType() issuer.Type {
 	t := c.Type()
 	t.Name, t.SecretFields = c.typ, []string{"api_key"}
-	t.New = func(_ context.Context, cfg issuer.Config, _ issuer.Deps) (issuer.Issuer, error) {
+	t.New = func(_ context.Context, cfg issuer.Config, deps issuer.Deps) (issuer.Issuer, error) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.built = append(c.built, cfg)
+		if c.limits != nil {
+			c.guard = deps.Accounts.Guard("account of "+c.typ, *c.limits)
+			return &metered{ca: c, guard: c.guard}, c.refuse
+		}
 		return c, c.refuse
 	}
 	return t
+}
+
+// metered is a connector of one replica that goes through the guard of its account.
+type metered struct {
+	*ca
+
+	guard *account.Guard
+}
+
+// Account implements issuer.Metered.
+func (m *metered) Account() *account.Guard { return m.guard }
+
+// Poll asks the CA if the guard lets it.
+func (m *metered) Poll(ctx context.Context, ref issuer.Ref) (issuer.Submission, error) {
+	leave, err := m.guard.Enter(ctx)
+	if err != nil {
+		return issuer.Submission{}, issuer.RetryAfter(0, err)
+	}
+	s, err := m.ca.Poll(ctx, ref)
+	_, answered := issuer.AsPermanent(err)
+	leave(account.Result{Failed: err != nil && !answered})
+	return s, err
+}
+
+// times gives when the CA was asked.
+func (c *ca) times() []time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.asked)
 }
 
 func (c *ca) builds() []issuer.Config {
@@ -271,6 +311,7 @@ type replica struct {
 	server  *testrpc.Server
 	db      *pg.DB
 	stop    func()
+	metrics *metrics.Registry
 }
 
 // newWorld makes a site without a poller.
@@ -312,7 +353,8 @@ func newSite(t testing.TB, change ...func(*asyncpoller.Config)) *site {
 func (s *site) addCA(id string) *ca {
 	fake, err := issuertest.NewFake(issuertest.FakeConfig{})
 	require.NoError(s.t, err)
-	c := &ca{Fake: fake, typ: "type-of-" + id, settings: map[string]any{"url": "https://ca.example", "api_key": "key 0"}, polled: map[string]int{}}
+	c := &ca{Fake: fake, typ: "type-of-" + id, settings: map[string]any{"url": "https://ca.example", "api_key": "key 0"},
+		polled: map[string]int{}, clock: s.clock}
 	s.cas[id] = c
 	return c
 }
@@ -330,10 +372,10 @@ func (s *site) start(change ...func(*asyncpoller.Config)) *replica {
 			types = append(types, c.issuerType())
 		}
 	})
-	r := &replica{db: s.db.Open(s.t, "asyncpoller")}
+	r := &replica{db: s.db.Open(s.t, "asyncpoller"), metrics: metrics.New("asyncpoller")}
 	var err error
 	r.service, err = asyncpoller.New(cfg, asyncpoller.Deps{
-		DB: r.db, Log: s.logger, Metrics: metrics.New("asyncpoller"), IssuerTypes: types, Now: s.clock,
+		DB: r.db, Log: s.logger, Metrics: r.metrics, IssuerTypes: types, Now: s.clock,
 		Peers: asyncpoller.Peers{Issuance: s.peers.AsPeer(s.t, "asyncpoller")},
 	})
 	require.NoError(s.t, err)
@@ -425,6 +467,52 @@ func (s *site) order(id string) order {
 func (s *site) eventually(what string, is func() bool) {
 	s.t.Helper()
 	require.Eventually(s.t, is, patient, often, what)
+}
+
+// never looks for a while whether something happens that must not.
+func (s *site) never(what string, is func() bool) {
+	s.t.Helper()
+	require.Never(s.t, is, 300*time.Millisecond, often, what)
+}
+
+// metric gives the value of a gauge or counter whose labels, beside the service, have these values; -1: there is none.
+func (r *replica) metric(t testing.TB, name string, labels ...string) float64 {
+	t.Helper()
+	families, err := r.metrics.Gather()
+	require.NoError(t, err)
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			values := map[string]bool{}
+			for _, l := range m.GetLabel() {
+				values[l.GetValue()] = true
+			}
+			if !slices.ContainsFunc(labels, func(l string) bool { return !values[l] }) {
+				return m.GetGauge().GetValue() + m.GetCounter().GetValue()
+			}
+		}
+	}
+	return -1
+}
+
+// series gives what a replica exports: by metric, its labels and their values.
+func (r *replica) series(t testing.TB) map[string]map[string]bool {
+	t.Helper()
+	families, err := r.metrics.Gather()
+	require.NoError(t, err)
+	out := map[string]map[string]bool{}
+	for _, f := range families {
+		labels := map[string]bool{}
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				labels[l.GetName()], labels[l.GetName()+"="+l.GetValue()] = true, true
+			}
+		}
+		out[f.GetName()] = labels
+	}
+	return out
 }
 
 // heard waits until issuance has been told of an order n times, and gives the last result.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -146,14 +147,21 @@ func (n *Nginx) Config(more ...string) []byte {
 	return []byte(text + "}")
 }
 
-// FreeAddress gives a port of 127.0.0.1 that was free a moment ago.
+// FreeAddress gives a port of 127.0.0.1 that was free a moment ago. It is below those that systems give to clients (RFC 6335,
+// section 6, names 49152 and up; Linux begins at 32768), as one of these could be taken before somebody listens on it.
 func FreeAddress(t testing.TB) string {
 	t.Helper()
+	const first, last, tries = 10000, 32767, 100
 	var c net.ListenConfig
-	l, err := c.Listen(t.Context(), "tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	for range tries {
+		address := fmt.Sprintf("127.0.0.1:%d", first+rand.IntN(last-first))
+		if l, err := c.Listen(t.Context(), "tcp", address); err == nil {
+			require.NoError(t, l.Close())
+			return address
+		}
+	}
+	require.Fail(t, "no port is free")
+	return ""
 }
 
 // Restart stops nginx and starts it again, so that it serves what is on disk.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/certctl/certctl/pkg/config"
 	"github.com/certctl/certctl/pkg/version"
+	"github.com/certctl/certctl/services/cmd/certctl/internal/casimulator"
 	"github.com/certctl/certctl/services/cmd/certctl/internal/client"
 	"github.com/certctl/certctl/services/cmd/certctl/internal/serve"
 	"github.com/certctl/certctl/services/cmd/certctl/internal/settings"
@@ -53,7 +54,7 @@ func command() *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usage(fmt.Sprintf("%v; see %s --help", err, cmd.CommandPath()))
 	})
-	root.AddCommand(serveCommand(), migrateCommand(), configCommand())
+	root.AddCommand(serveCommand(), migrateCommand(), configCommand(), casimulator.Command())
 	root.AddCommand(client.Commands(client.Config{Environ: os.Environ(), Also: []any{settings.Server{}}})...)
 	return root
 }

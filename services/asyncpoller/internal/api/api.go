@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/revision"
@@ -116,7 +115,7 @@ func (s *polls) BatchGetPolls(ctx context.Context, r *asyncpollerv1.BatchGetPoll
 	if err := onlyPeers(ctx, issuance, renewalScheduler); err != nil {
 		return nil, err
 	}
-	list, err := s.deps.Book.Get(ctx, r.GetOrderIds()...)
+	list, err := core.Read(ctx, s.deps.Book, r.GetIncludeHistory(), r.GetOrderIds()...)
 	if err != nil {
 		return nil, err
 	}
@@ -125,27 +124,4 @@ func (s *polls) BatchGetPolls(ctx context.Context, r *asyncpollerv1.BatchGetPoll
 		out.Polls = append(out.Polls, message(p))
 	}
 	return out, nil
-}
-
-func watchOf(r *asyncpollerv1.CreatePollRequest) core.Watch {
-	return core.Watch{
-		OrderID: r.GetOrderId(), IssuerID: r.GetIssuerId(), CAReference: r.GetCaReference(),
-		DueTime: timeOf(r.GetDueTime()), DeadlineTime: timeOf(r.GetDeadlineTime()),
-	}
-}
-
-func message(p core.Poll) *asyncpollerv1.Poll {
-	return &asyncpollerv1.Poll{
-		OrderId: p.OrderID, IssuerId: p.IssuerID, State: asyncpollerv1.Poll_State(asyncpollerv1.Poll_State_value[p.State]),
-		Attempts: int32(p.Attempts), LastAnswer: p.LastAnswer,
-		DueTime: timestamppb.New(p.DueTime), DeadlineTime: timestamppb.New(p.DeadlineTime), CreateTime: timestamppb.New(p.CreateTime),
-	}
-}
-
-// timeOf reads an unset time as the zero time.
-func timeOf(t *timestamppb.Timestamp) time.Time {
-	if t == nil {
-		return time.Time{}
-	}
-	return t.AsTime()
 }

@@ -20,7 +20,7 @@ const (
 	Failed // given up at the deadline, or by a permanent error
 )
 
-// String is the label of metrics.
+// String is for logs.
 func (o Outcome) String() string {
 	switch o {
 	case StillPending:
@@ -47,6 +47,9 @@ const (
 	ReasonTooLarge     = "CERTIFICATE_TOO_LARGE"
 )
 
+// unheardGrace is how long after its deadline an order is still asked about when the CA could not be.
+const unheardGrace = 24 * time.Hour
+
 // maxCertificate is the most that issuance takes of leaf and chain.
 const maxCertificate = 1 << 20
 
@@ -61,13 +64,8 @@ type answer struct {
 	broken      bool // the issuer's settings do not work
 }
 
-// result is the label for metrics.
-func (a answer) result() string {
-	if a.outcome == StillPending && a.reason != "" {
-		return "error"
-	}
-	return a.outcome.String()
-}
+// unheard tells whether nothing was heard from the CA about the order.
+func (a answer) unheard() bool { return a.outcome == StillPending && a.reason != "" }
 
 // judge reads an answer of a connector. Asking changes nothing at the CA, so a lost reply is as good as none. An issuer
 // whose settings do not work leaves the order pending: it was placed, and its end is not known.
@@ -135,18 +133,25 @@ type Result struct {
 // step is what follows from an answer.
 type step struct {
 	result   Result
+	label    string    // of the history and of metrics
 	due      time.Time // when the order is pending
-	end      bool      // the watch ends although the order is pending
 	answered string    // kept in the poll
 	deadline time.Time // that this was decided by
 }
 
-// decide draws the conclusion. At the deadline the CA is asked for the last time; an order that is pending even then has
-// FAILED, unless nobody gave it a deadline of its own: a watch that is about as long as the wait budget ends with the order
-// still pending, and issuance takes the same order up again.
+// lastAsk is when an order that is pending has failed: at its deadline. One of which nothing could be heard then may be
+// issued, and paid for: it is asked about for some time more.
+func lastAsk(p Poll, a answer) time.Time {
+	if a.unheard() {
+		return p.DeadlineTime.Add(unheardGrace)
+	}
+	return p.DeadlineTime
+}
+
+// decide draws the conclusion.
 func decide(p Poll, a answer, m Moment, s Schedule) step {
-	out := step{answered: clip(a.message), deadline: p.DeadlineTime, result: Result{
-		OrderID: p.OrderID, Outcome: a.outcome, CertificatePEM: a.certificate, Reason: a.reason, Message: clip(a.message), Attempts: m.Attempts,
+	out := step{label: labelOf(a), answered: clip(a.message, maxAnswer), deadline: p.DeadlineTime, result: Result{
+		OrderID: p.OrderID, Outcome: a.outcome, CertificatePEM: a.certificate, Reason: a.reason, Message: clip(a.message, maxAnswer), Attempts: m.Attempts,
 	}}
 	if ref := encodeReference(a.reference); ref != p.CAReference {
 		out.result.CAReference = ref
@@ -154,23 +159,35 @@ func decide(p Poll, a answer, m Moment, s Schedule) step {
 	if a.outcome != StillPending {
 		return out
 	}
-	budgetOver := !m.Now.Before(p.WatchTime.Add(m.Budget))
-	switch {
-	case m.Now.Before(p.DeadlineTime):
-		out.due = s.Next(m)
-		out.result.NextPollTime = out.due
-	case p.DeadlineTime.After(p.WatchTime.Add(2 * m.Budget)): // clocks differ: twice is not about as long
-		out.result.Outcome, out.result.Reason = Failed, ReasonDeadline
-		out.result.Message = clip(withDetail("still pending at the CA at the deadline", a.message))
+	m.Deadline = lastAsk(p, a)
+	if !m.Now.Before(m.Deadline) {
+		out.result.Outcome, out.label, out.result.Reason = Failed, ResultFailed, ReasonDeadline
+		out.result.Message = clip(withDetail("still pending at the CA at the deadline", a.message), maxAnswer)
 		return out
-	default:
-		budgetOver, out.end = true, true
 	}
-	if budgetOver && a.reason == "" {
+	out.due = s.Next(m)
+	out.result.NextPollTime = out.due
+	if a.reason == "" && !m.Now.Before(p.WatchTime.Add(m.Budget)) {
 		out.result.Reason = ReasonStillPending
-		out.result.Message = clip(withDetail("still pending at the CA", a.message))
+		out.result.Message = clip(withDetail("still pending at the CA", a.message), maxAnswer)
 	}
 	return out
+}
+
+func labelOf(a answer) string {
+	switch a.outcome {
+	case Issued:
+		return ResultIssued
+	case Rejected:
+		return ResultRejected
+	case Failed:
+		return ResultFailed
+	default:
+		if a.unheard() {
+			return ResultError
+		}
+		return ResultPending
+	}
 }
 
 func withDetail(s, detail string) string {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/certctl/certctl/pkg/connector/issuer"
+	"github.com/certctl/certctl/pkg/connector/issuer/account"
 )
 
 const (
@@ -48,16 +49,19 @@ type known struct {
 type connectors struct {
 	source Source
 	types  issuer.Types
-	now    func() time.Time
+	deps   issuer.Deps
 	flight singleflight.Group
 
 	mu       sync.Mutex
 	byIssuer map[string]known
 }
 
-func newConnectors(source Source, types issuer.Types, now func() time.Time) *connectors {
-	return &connectors{source: source, types: types, now: now, byIssuer: map[string]known{}}
+func newConnectors(source Source, types issuer.Types, deps issuer.Deps) *connectors {
+	return &connectors{source: source, types: types, deps: deps, byIssuer: map[string]known{}}
 }
+
+// now tells the time.
+func (c *connectors) now() time.Time { return c.deps.Clock()() }
 
 // get gives the connector of an issuer as it is configured now. A configuration that does not work is an error of package
 // issuer, others come from the source.
@@ -106,7 +110,7 @@ func (c *connectors) build(ctx context.Context, issuerID string, credentials Cre
 	if err != nil {
 		return nil, issuer.Misconfigured(ReasonNotUsable, "the settings of issuer %s cannot be read", issuerID)
 	}
-	in, err := t.New(ctx, issuer.Config{Settings: settings, Secrets: secrets}, issuer.Deps{Now: c.now})
+	in, err := t.New(ctx, issuer.Config{Settings: settings, Secrets: secrets}, c.deps)
 	if err != nil {
 		return nil, &buildError{issuerID: issuerID, cause: err}
 	}
@@ -130,6 +134,19 @@ func (c *connectors) known(issuerID string) (in *connector, current bool) {
 	defer c.mu.Unlock()
 	k, ok := c.byIssuer[issuerID]
 	return k.connector, ok && c.now().Sub(k.seen) < credentialsFresh
+}
+
+// guards gives the guards of the issuers that show theirs.
+func (c *connectors) guards() map[string]*account.Guard {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := make(map[string]*account.Guard, len(c.byIssuer))
+	for id, k := range c.byIssuer {
+		if m, ok := k.connector.Issuer.(issuer.Metered); ok && m.Account() != nil {
+			out[id] = m.Account()
+		}
+	}
+	return out
 }
 
 func (c *connectors) keep(issuerID string, in *connector) {

@@ -57,6 +57,8 @@ type Poll struct {
 	CreateTime   time.Time
 	Attempts     int
 	LastAnswer   string
+	Hastened     bool    // somebody asked for a poll at once, which has not been answered yet
+	History      []Entry // the newest first; empty unless it was asked for
 }
 
 // Book is where polls are kept, as far as requests go.
@@ -66,7 +68,9 @@ type Book interface {
 	Watch(ctx context.Context, p Poll) (Poll, error)
 	// Get reads those that there are.
 	Get(ctx context.Context, orderIDs ...string) ([]Poll, error)
-	// Hasten makes a waiting poll due now.
+	// Histories reads the last answers of each order, the newest first.
+	Histories(ctx context.Context, orderIDs ...string) (map[string][]Entry, error)
+	// Hasten makes a waiting poll due now, whatever is known of its CA.
 	Hasten(ctx context.Context, orderID string) error
 	// Close ends a poll in a state that is final, whoever has it leased. One that has ended stays as it is.
 	Close(ctx context.Context, orderID, state, answer string) error
@@ -126,6 +130,19 @@ func Begin(ctx context.Context, b Book, w Watch, now time.Time) (Poll, error) {
 	return p, err
 }
 
+// Read gives those polls that there are, with their histories if that is wanted.
+func Read(ctx context.Context, b Book, withHistory bool, orderIDs ...string) ([]Poll, error) {
+	list, err := b.Get(ctx, orderIDs...)
+	if err != nil || !withHistory {
+		return list, err
+	}
+	histories, err := b.Histories(ctx, orderIDs...)
+	for i := range list {
+		list[i].History = histories[list[i].OrderID]
+	}
+	return list, err
+}
+
 // Hasten asks the CA about an order now. One that is being asked is left alone, one that has ended is a conflict.
 func Hasten(ctx context.Context, b Book, orderID string) (Poll, error) {
 	if err := b.Hasten(ctx, orderID); err != nil {
@@ -174,11 +191,11 @@ func encodeReference(ref issuer.Ref) string {
 }
 
 // clip bounds what a foreign text may take up and makes it fit for a column.
-func clip(s string) string {
+func clip(s string, most int) string {
 	s = strings.ToValidUTF8(strings.ReplaceAll(s, "\x00", ""), "\uFFFD")
 	r := []rune(s)
-	if len(r) <= maxAnswer {
+	if len(r) <= most {
 		return s
 	}
-	return string(r[:maxAnswer]) + "…"
+	return string(r[:most]) + "…"
 }

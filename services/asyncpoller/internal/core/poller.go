@@ -6,10 +6,11 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"github.com/certctl/certctl/pkg/asyncpoll"
 	"github.com/certctl/certctl/pkg/connector/issuer"
+	"github.com/certctl/certctl/pkg/connector/issuer/account"
 	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/lease"
 	"github.com/certctl/certctl/pkg/logx"
@@ -29,6 +30,8 @@ type Journal interface {
 
 // Desk is where a leased poll is written. Its methods fail with lease.ErrLost.
 type Desk interface {
+	// Defer gives the poll back unasked, due at the time: it counts as no attempt and leaves no trace.
+	Defer(ctx context.Context, l lease.Lease, due time.Time) error
 	// Reschedule gives the poll back, due at the time.
 	Reschedule(ctx context.Context, l lease.Lease, n Note, due time.Time) error
 	// End ends the poll. Without an end of the order (ABANDONED) it ends only when the deadline is still the one that was
@@ -36,18 +39,20 @@ type Desk interface {
 	End(ctx context.Context, l lease.Lease, n Note, state string, deadline time.Time) error
 }
 
-// Note is what a poll keeps of an answer. An empty reference leaves the old one.
+// Note is what a poll keeps of an answer. An empty reference leaves the old one. An entry without a time is not kept.
 type Note struct {
 	Answer      string
 	CAReference string
+	Entry       Entry
 }
 
 // Config says how CAs are asked. All of it is needed.
 type Config struct {
 	CallTimeout time.Duration // one call to a CA, building its connector included
-	// MaxWait is the wait budget: how long somebody waits for an order. MaxWaits is the same by issuer type.
-	MaxWait  time.Duration
-	MaxWaits map[string]time.Duration
+	// MaxWaits are the wait budgets: how long somebody waits for an order.
+	MaxWaits asyncpoll.Budgets
+	// Replicas of this service share the rate of each account; zero means 1.
+	Replicas int
 }
 
 // Deps is what a poller works with.
@@ -55,53 +60,92 @@ type Deps struct {
 	Desk     Desk
 	Journal  Journal
 	Types    issuer.Types
+	Accounts *account.Accounts // the guards of the CA accounts
+	Metrics  *Metrics          // nil: none
 	Log      *zap.Logger
-	Registry prometheus.Registerer // nil: none
 	Now      func() time.Time
 	Schedule Schedule
+	// Checkpoint is called at the labelled points of a poll; a test that returns an error there has killed the process:
+	// nothing more is done. nil: never.
+	Checkpoint func(point, orderID string) error
 }
+
+// The labelled points of a poll at which a test may kill the process.
+const (
+	pointClaimed = "poll claimed"     // the CA has not been asked
+	pointAsked   = "CA asked"         // its answer is in memory only
+	pointHanded  = "poll handed over" // issuance knows, the poll is not written
+	pointWritten = "poll written"
+)
+
+// Checkpoints gives all of them.
+func Checkpoints() []string { return []string{pointClaimed, pointAsked, pointHanded, pointWritten} }
 
 // Poller asks CAs about orders, one call at a time per order.
 type Poller struct {
 	cfg        Config
 	deps       Deps
 	connectors *connectors
-	polls      *prometheus.CounterVec
 }
 
 // NewPoller makes a poller.
-func NewPoller(cfg Config, deps Deps) (*Poller, error) {
-	p := &Poller{cfg: cfg, deps: deps, connectors: newConnectors(deps.Journal, deps.Types, deps.Now)}
-	p.polls = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "certctl_polls_total", Help: "Questions to CAs about pending orders, by what was answered.",
-	}, []string{"result"})
-	for _, result := range []string{"pending", "issued", "rejected", "failed", "error"} {
-		p.polls.WithLabelValues(result)
+func NewPoller(cfg Config, deps Deps) *Poller {
+	if deps.Metrics == nil {
+		deps.Metrics = newMetrics()
 	}
-	if deps.Registry != nil {
-		if err := deps.Registry.Register(p.polls); err != nil {
-			return nil, fmt.Errorf("register metric: %w", err)
-		}
+	if deps.Checkpoint == nil {
+		deps.Checkpoint = func(string, string) error { return nil }
 	}
-	return p, nil
+	in := issuer.Deps{Now: deps.Now, Accounts: deps.Accounts}
+	return &Poller{cfg: cfg, deps: deps, connectors: newConnectors(deps.Journal, deps.Types, in)}
+}
+
+// question is one that was put to a CA, and the answer.
+type question struct {
+	answer answer
+	time   time.Time
+	took   time.Duration
+	budget time.Duration // the wait budget of the issuer
+	busy   *account.BusyError
 }
 
 // Work asks the CA about one order, tells issuance, and only then writes the poll. A process that dies in between has the
 // next one do the same again, which issuance knows to take once.
 func (p *Poller) Work(ctx context.Context, l lease.Lease, poll Poll) error {
-	a, budget, err := p.ask(ctx, poll)
-	if err != nil {
+	if err := p.deps.Checkpoint(pointClaimed, poll.OrderID); err != nil {
 		return err
 	}
-	p.polls.WithLabelValues(a.result()).Inc()
-	s := decide(poll, a, Moment{
-		Now: p.deps.Now(), Attempts: l.Attempts, WatchTime: poll.WatchTime, Budget: budget, Deadline: poll.DeadlineTime, RetryAfter: a.retryAfter,
+	if err := p.work(ctx, l, poll); err != nil {
+		return err
+	}
+	return p.deps.Checkpoint(pointWritten, poll.OrderID)
+}
+
+func (p *Poller) work(ctx context.Context, l lease.Lease, poll Poll) error {
+	q, err := p.ask(ctx, poll)
+	switch {
+	case err != nil:
+		return err
+	case q.busy != nil:
+		// Nobody was asked. The row waits as those do that were not claimed.
+		return p.deps.Desk.Defer(ctx, l, p.deps.Now().Add(max(q.busy.After, leastWait)))
+	}
+	if err := p.deps.Checkpoint(pointAsked, poll.OrderID); err != nil {
+		return err
+	}
+	s := decide(poll, q.answer, Moment{
+		Now: p.deps.Now(), Attempts: l.Attempts, WatchTime: poll.WatchTime, Budget: q.budget, Deadline: poll.DeadlineTime,
+		RetryAfter: q.answer.retryAfter, Pace: p.pace(poll.IssuerID),
 	}, p.deps.Schedule)
+	p.deps.Metrics.polled(poll.IssuerID, s.label)
 	ended, err := p.deps.Journal.Record(ctx, s.result)
+	if err := p.deps.Checkpoint(pointHanded, poll.OrderID); err != nil {
+		return err
+	}
 	// What issuance has taken is written even when this process is about to end.
 	settle, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
 	defer cancel()
-	note := Note{Answer: s.answered, CAReference: s.result.CAReference}
+	note := Note{Answer: s.answered, CAReference: s.result.CAReference, Entry: s.entry(q)}
 	switch {
 	case errs.IsKind(err, errs.NotFound):
 		p.deps.Log.Warn("issuance does not know an order that is watched", fields(poll, err)...)
@@ -113,41 +157,61 @@ func (p *Poller) Work(ctx context.Context, l lease.Lease, poll Poll) error {
 		return p.deps.Desk.End(settle, l, note, Done, s.deadline)
 	case s.result.Outcome != StillPending:
 		return fmt.Errorf("hand over the answer for order %s: issuance did not end the order that was %s", poll.OrderID, s.result.Outcome)
-	case s.end:
-		return p.deps.Desk.End(settle, l, note, Abandoned, s.deadline)
 	default:
 		return p.deps.Desk.Reschedule(settle, l, note, s.due)
 	}
 }
 
 // ask makes the one cheap call. Its error is not about the CA: issuance is away, or the process is about to end.
-func (p *Poller) ask(ctx context.Context, poll Poll) (a answer, budget time.Duration, err error) {
+func (p *Poller) ask(ctx context.Context, poll Poll) (q question, err error) {
 	callCtx, cancel := context.WithTimeout(ctx, p.cfg.CallTimeout)
 	defer cancel()
-	in, err := p.connector(callCtx, poll.IssuerID)
-	if ctx.Err() != nil {
-		return answer{}, 0, context.Cause(ctx)
+	if poll.Hastened {
+		callCtx = account.Urgent(callCtx)
 	}
-	if err != nil {
+	q.time = p.deps.Now()
+	in, s, err := p.call(callCtx, poll)
+	if ctx.Err() != nil {
+		return question{}, context.Cause(ctx)
+	}
+	q.took, q.budget = max(p.deps.Now().Sub(q.time), 0), p.budget(in)
+	if busy, ok := errors.AsType[*account.BusyError](err); ok {
+		q.busy = busy
+		return q, nil
+	}
+	if in == nil {
 		a, ok := notUsable(err)
 		if !ok {
-			return answer{}, 0, err
+			return question{}, err
 		}
 		p.deps.Log.Warn("an issuer whose orders are watched does not work", fields(poll, err)...)
-		return a, p.budget(in), nil
+		q.answer = a
+		return q, nil
 	}
-	s, err := p.call(callCtx, in, poll)
-	if ctx.Err() != nil {
-		return answer{}, 0, context.Cause(ctx)
-	}
-	a = judge(s, err)
+	q.answer = judge(s, err)
 	if err != nil {
 		p.logFailure(poll, err)
 	}
-	if a.broken {
+	if q.answer.broken {
 		p.connectors.doubt(poll.IssuerID)
 	}
-	return a, p.budget(in), nil
+	return q, nil
+}
+
+// call asks the connector; without one the issuer could not be built.
+func (p *Poller) call(ctx context.Context, poll Poll) (in *connector, s issuer.Submission, err error) {
+	if in, err = p.connector(ctx, poll.IssuerID); err != nil {
+		return nil, s, err
+	}
+	ref, err := decodeReference(poll.CAReference)
+	if err != nil {
+		return in, s, issuer.Permanent("CA_REFERENCE_INVALID", "the stored reference of the CA cannot be read")
+	}
+	err = run.Safely(func() (err error) {
+		s, err = in.Poll(ctx, ref)
+		return err
+	})
+	return in, s, err
 }
 
 // connector makes or finds the connector of an issuer.
@@ -159,18 +223,6 @@ func (p *Poller) connector(ctx context.Context, issuerID string) (in *connector,
 	return in, err
 }
 
-func (p *Poller) call(ctx context.Context, in *connector, poll Poll) (s issuer.Submission, err error) {
-	ref, err := decodeReference(poll.CAReference)
-	if err != nil {
-		return s, issuer.Permanent("CA_REFERENCE_INVALID", "the stored reference of the CA cannot be read")
-	}
-	err = run.Safely(func() (err error) {
-		s, err = in.Poll(ctx, ref)
-		return err
-	})
-	return s, err
-}
-
 func (p *Poller) logFailure(poll Poll, err error) {
 	if broken, ok := errors.AsType[*run.PanicError](err); ok {
 		p.deps.Log.Error("a connector panicked", append(fields(poll, err), logx.Stack(broken.Stack))...)
@@ -180,19 +232,12 @@ func (p *Poller) logFailure(poll Poll, err error) {
 }
 
 // budget gives the wait budget of an issuer. Of one that could not be built the type is not known: then it is the longest,
-// as too short a budget could end an order.
+// as with too short a budget an order would be shown as late.
 func (p *Poller) budget(in *connector) time.Duration {
-	longest := p.cfg.MaxWait
-	for typ, d := range p.cfg.MaxWaits {
-		if in != nil && typ == in.typ && d > 0 {
-			return d
-		}
-		longest = max(longest, d)
-	}
 	if in == nil {
-		return longest
+		return p.cfg.MaxWaits.Longest()
 	}
-	return p.cfg.MaxWait
+	return p.cfg.MaxWaits.Of(in.typ)
 }
 
 // notUsable makes an answer of an issuer that cannot be asked for a reason of its own. ok is false when it is not known

@@ -72,10 +72,9 @@ func TestAPollerKilledAfterItHandedOverHasTheResultHandedTwiceAndAppliedOnce(t *
 
 	j := &journal{}
 	work := func(killed bool) error {
-		p, err := core.NewPoller(core.Config{CallTimeout: time.Minute, MaxWait: time.Minute}, core.Deps{
+		p := core.NewPoller(core.Config{CallTimeout: time.Minute}, core.Deps{
 			Desk: &mortal{Desk: st, killed: killed}, Journal: j, Types: issuer.Types{fake.Type()}, Log: zap.NewNop(), Now: clock,
 		})
-		require.NoError(t, err)
 		claimed, err := st.Claim(ctx, core.Claim{Limit: 1, PerIssuer: 1, LeaseFor: time.Minute})
 		require.NoError(t, err)
 		require.Len(t, claimed, 1)

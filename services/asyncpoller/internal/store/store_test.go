@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 
@@ -21,13 +22,15 @@ import (
 
 type bundle struct {
 	*store.Store
-	db *pg.DB
+	db    *pg.DB
+	admin *pgxpool.Pool
 }
 
 func setup(t *testing.T) bundle {
 	t.Helper()
-	db := testpg.New(t, store.Schema())
-	return bundle{Store: store.New(db, nil), db: db}
+	database := testpg.NewDatabase(t, store.Schema())
+	db := database.Open(t, store.Schema().Name)
+	return bundle{Store: store.New(db, nil), db: db, admin: database.Admin(t)}
 }
 
 // add watches orders of an issuer that are due in the order of their numbers.

@@ -141,7 +141,7 @@ func (a *app) revoke() *cobra.Command {
 			Use: "revoke ID --reason REASON", Short: "Revoke all its versions, or one",
 			Example: "  certctl certificates revoke cert-web --reason key-compromise",
 		},
-		of: a.certificateIDs(), question: "Revoke %s? This cannot be taken back.",
+		of: a.certificateIDs(), question: "Revoke %s? This cannot be taken back.", show: revoked,
 		fields: []field.Field{
 			{Path: "reason", Help: "reason (RFC 5280, section 5.3.1)"},
 			{Path: "version", Help: "this version only"},
@@ -149,6 +149,29 @@ func (a *app) revoke() *cobra.Command {
 	})
 	required(c, "reason")
 	return c
+}
+
+// revoked shows a revocation, and tells when the CA has not revoked yet.
+func revoked(s *session, id string, answer proto.Message) error {
+	if err := s.describe(answer); err != nil {
+		return err
+	}
+	r, _ := answer.(*inventoryv1.Revocation)
+	see := "see how it goes with: certctl certificates versions " + id
+	switch r.GetState() {
+	case inventoryv1.Revocation_PENDING:
+		s.note("the revocation is stored, and the CA is told until it has revoked; %s", see)
+	case inventoryv1.Revocation_AWAITING_APPROVAL:
+		s.note("nothing is revoked until somebody at the CA has approved it; %s", see)
+	case inventoryv1.Revocation_FAILED:
+		return &Failure{
+			Message: "the CA has not revoked " + id,
+			Hint:    "see why with: certctl certificates versions " + id + "\nthen repeat the command, for another reason perhaps",
+			Code:    exitError,
+		}
+	default:
+	}
+	return nil
 }
 
 func (a *app) archive() *cobra.Command {

@@ -18,7 +18,8 @@ func columnsOf(m proto.Message) []show.Column {
 	case *inventoryv1.Certificate:
 		return columns("ID id", "NAME name", "DNS dns_names", "STATUS status", "VERSION current_version", "EXPIRES not_after", "ISSUER issuer_id")
 	case *inventoryv1.CertificateVersion:
-		return columns("VERSION version", "SERIAL serial_number", "KEY key_algorithm", "AGENT agent_id", "CREATED create_time", "EXPIRES not_after", "REVOKED revocation_reason")
+		return columns("VERSION version", "SERIAL serial_number", "KEY key_algorithm", "AGENT agent_id", "CREATED create_time", "EXPIRES not_after", "REVOKED revocation_reason",
+			"AT THE CA revocation_state", "WHY NOT revocation_error")
 	case *inventoryv1.Agent:
 		return columns("ID id", "NAME name", "STATUS status", "LAST SEEN last_seen_time", "ADDRESS ip_address", "VERSION version", "TARGETS capabilities")
 	case *inventoryv1.JoinToken:
@@ -32,7 +33,9 @@ func columnsOf(m proto.Message) []show.Column {
 	case *issuancev1.Profile:
 		return append(columns("ID id", "NAME name", "VALIDITY max_validity", "NAMES allowed_san_patterns"), show.Column{Header: "APPROVAL", Text: approval})
 	case *issuancev1.Order:
-		return columns("ID id", "STATUS status", "CERTIFICATE certificate_id", "ISSUER issuer_id", "CREATED create_time", "NEXT POLL next_poll_time", "ERROR last_error.reason")
+		return orderColumns()
+	case *issuancev1.OrderPoll:
+		return pollColumns()
 	case *schedulerv1.Policy:
 		return append(columns("ID id", "NAME name"), append([]show.Column{{Header: "RENEWS", Text: renews}, {Header: "AUTOMATIC", Text: automatic}}, columns("ATTEMPTS max_attempts")...)...)
 	case *schedulerv1.Job:

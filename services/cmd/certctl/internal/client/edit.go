@@ -25,7 +25,9 @@ type editor struct {
 	// configured tells that the resource has a config, for --set.
 	configured bool
 	// follow is what create --wait does; nil: there is no --wait.
-	follow  func(ctx context.Context, s *session, answer proto.Message) (proto.Message, error)
+	follow func(ctx context.Context, s *session, answer proto.Message) (proto.Message, error)
+	// show writes what create was answered; nil: as a row of its table.
+	show    func(s *session, id string, answer proto.Message) error
 	example string
 }
 
@@ -57,10 +59,10 @@ func (a *app) createCommand(e editor) *cobra.Command {
 			return err
 		}
 		flags.Apply(resource)
-		if _, err := entries.apply(resource); err != nil {
+		if _, err := entries.apply(s, resource); err != nil {
 			return err
 		}
-		return verb{method: e.create, follow: e.follow}.do(ctx, s, req, w)
+		return verb{method: e.create, follow: e.follow, show: e.show}.do(ctx, s, req, w)
 	})
 }
 
@@ -68,7 +70,7 @@ func (a *app) updateCommand(e editor) *cobra.Command {
 	c := &cobra.Command{
 		Use: "update ID", Short: "Change the fields that are given", ValidArgsFunction: e.of,
 		Long: "Change the fields that are given, by flags or in a file. A list or a map replaces the one there was; what --set, --set-json\n" +
-			"and --set-file name is changed within the configuration there is.",
+			"and --set-file name is changed within the configuration there is, or within that of --config.",
 	}
 	md := e.update.request().ProtoReflect().Descriptor()
 	fd := resourceField(md)
@@ -113,13 +115,13 @@ func (u update) fill(ctx context.Context, s *session, req proto.Message, fd prot
 	if own := text(resource, "id"); own != "" && own != u.id {
 		return usagef("%s is about %s, not about %s", u.file, own, u.id)
 	}
-	if u.entries.given() && !slices.Contains(paths, "config") {
+	if u.entries.given() && !u.entries.whole() && !slices.Contains(paths, "config") {
 		if err := u.base(ctx, s, req, resource); err != nil {
 			return err
 		}
 	}
 	paths = append(paths, u.flags.Apply(resource)...)
-	configured, err := u.entries.apply(resource)
+	configured, err := u.entries.apply(s, resource)
 	if err != nil {
 		return err
 	}

@@ -11,23 +11,34 @@ import (
 )
 
 // entries are the flags for the config of a resource.
-type entries struct{ texts, encoded, files []string }
+type entries struct {
+	config                string // all of it
+	texts, encoded, files []string
+}
+
+const configFlag = "config"
 
 func entryFlags(c *cobra.Command) *entries {
 	e := &entries{}
+	c.Flags().StringVar(&e.config, configFlag, "", "the configuration: a JSON object, or @FILE with it in JSON or YAML, @- for standard input")
 	c.Flags().StringArrayVar(&e.texts, "set", nil, "entry of the configuration, KEY=TEXT; may be given several times")
 	c.Flags().StringArrayVar(&e.encoded, "set-json", nil, `entry that is no text, KEY=JSON, such as 'command=["/usr/bin/systemctl","reload","haproxy"]'`)
 	c.Flags().StringArrayVar(&e.files, "set-file", nil, "entry whose text is in a file, KEY=PATH; for secrets, which others could see on a command line")
-	for _, name := range []string{"set", "set-json"} {
+	for _, name := range []string{configFlag, "set", "set-json"} {
 		complete(c, name, cobra.NoFileCompletions)
 	}
 	return e
 }
 
-func (e *entries) given() bool { return e != nil && len(e.texts)+len(e.encoded)+len(e.files) > 0 }
+func (e *entries) given() bool {
+	return e != nil && (e.whole() || len(e.texts)+len(e.encoded)+len(e.files) > 0)
+}
+
+// whole tells whether all of the configuration is given, not only entries of it.
+func (e *entries) whole() bool { return e.config != "" }
 
 // apply sets the entries in the config of a resource, and tells whether there were any.
-func (e *entries) apply(resource proto.Message) (bool, error) {
+func (e *entries) apply(s *session, resource proto.Message) (bool, error) {
 	if !e.given() {
 		return false, nil
 	}
@@ -35,6 +46,13 @@ func (e *entries) apply(resource proto.Message) (bool, error) {
 	config, ok := r.Mutable(r.Descriptor().Fields().ByName("config")).Message().Interface().(*structpb.Struct)
 	if !ok {
 		return false, fmt.Errorf("%s has no config", r.Descriptor().FullName())
+	}
+	if e.whole() {
+		given, err := e.read(s)
+		if err != nil {
+			return false, err
+		}
+		config.Fields = given.GetFields()
 	}
 	if config.Fields == nil {
 		config.Fields = make(map[string]*structpb.Value)
@@ -61,6 +79,27 @@ func (e *entries) apply(resource proto.Message) (bool, error) {
 		}
 	}
 	return true, nil
+}
+
+// read gives the configuration of --config.
+func (e *entries) read(s *session) (*structpb.Struct, error) {
+	source, b := "--"+configFlag, []byte(e.config)
+	if path, ok := strings.CutPrefix(e.config, "@"); ok {
+		var err error
+		if b, err = s.readInput(path); err != nil {
+			return nil, err
+		}
+		source = path
+	}
+	object, _, err := toJSON(b)
+	if err != nil {
+		return nil, usagef("%s: %v", source, err)
+	}
+	config := &structpb.Struct{}
+	if err := config.UnmarshalJSON(object); err != nil {
+		return nil, usagef("%s: %v", source, err)
+	}
+	return config, nil
 }
 
 func decodeEntry(s string) (*structpb.Value, error) {

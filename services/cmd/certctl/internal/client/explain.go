@@ -28,6 +28,9 @@ func explanation(e *schedulerv1.ExplainCertificateResponse, s *session) []string
 	}
 	if j := e.GetOpenJob(); j != nil {
 		add("open", "%s", jobState(j))
+		if j.GetStatus() == schedulerv1.Job_AWAITING_CA && j.GetOrderId() != "" {
+			add("", "what the CA says: certctl orders get %s", j.GetOrderId())
+		}
 	}
 	if j := e.GetLastJob(); j != nil {
 		add("last", "%s", jobState(j))

@@ -285,6 +285,22 @@ func TestExplainIsForPeople(t *testing.T) {
 	`, g.ok(t, "certificates", "explain", "cert-a").out)
 }
 
+func TestExplainSaysWhereTheAnswersOfTheCAAre(t *testing.T) {
+	t.Parallel()
+	g := newGateway(t)
+	answer(g, schedulerv1.JobService_ExplainCertificate_FullMethodName, &schedulerv1.ExplainCertificateRequest{}, &schedulerv1.ExplainCertificateResponse{
+		CertificateId: "cert-a", Summary: "The CA has the order.", Status: "PENDING",
+		OpenJob: &schedulerv1.Job{Id: "job-1", Type: schedulerv1.Job_ISSUE, Status: schedulerv1.Job_AWAITING_CA, OrderId: "ord-1"},
+	})
+	golden(t, `
+	The CA has the order.
+
+	status      PENDING
+	open        job job-1 (ISSUE) is AWAITING_CA: the CA has ord-1
+	            what the CA says: certctl orders get ord-1
+	`, g.ok(t, "certificates", "explain", "cert-a").out)
+}
+
 func TestEveryCommandHasHelp(t *testing.T) {
 	t.Parallel()
 	seen := 0

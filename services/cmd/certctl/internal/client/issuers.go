@@ -16,19 +16,20 @@ func listProfiles() method {
 	return bind(issuancev1.NewProfileServiceClient, issuancev1.ProfileServiceClient.ListProfiles)
 }
 
-func listOrders() method {
-	return bind(issuancev1.NewOrderServiceClient, issuancev1.OrderServiceClient.ListOrders)
-}
-
 func (a *app) issuers() *cobra.Command {
 	client, ids := issuancev1.NewIssuerServiceClient, a.ids(listIssuers(), "name")
 	get := bind(client, issuancev1.IssuerServiceClient.GetIssuer)
 	e := editor{
-		kind: "issuer", of: ids, get: get, configured: true,
+		kind: "issuer", of: ids, get: get, configured: true, show: stored,
 		create:     bind(client, issuancev1.IssuerServiceClient.CreateIssuer),
 		update:     bind(client, issuancev1.IssuerServiceClient.UpdateIssuer),
-		createOnly: []field.Field{{Path: "type", Help: "kind of CA, such as local"}},
-		fields:     []field.Field{{Path: "enabled", Help: "whether it is used"}},
+		createOnly: []field.Field{{Path: "type", Help: "kind of CA, such as local or digicert"}},
+		fields: []field.Field{
+			{Path: "enabled", Help: "whether it is used"},
+			{Path: "pending_deadline", Help: "how long an order may be pending at the CA before it has failed, such as 14d (default as the CA's connector says)"},
+		},
+		example: "  certctl issuers create --id digicert --name DigiCert --type digicert --config @digicert.json --set-file api_key=digicert.key\n" +
+			"  certctl issuers create --name 'Local CA' --type local",
 	}
 	return group("issuers", "Issuers: connections to CAs", []string{"issuer"},
 		a.list(listing{
@@ -67,29 +68,16 @@ func (a *app) profiles() *cobra.Command {
 		a.remove(bind(client, issuancev1.ProfileServiceClient.DeleteProfile), ids, "profile"))
 }
 
-func (a *app) orders() *cobra.Command {
-	client, ids := issuancev1.NewOrderServiceClient, a.ids(listOrders(), "status")
-	return group("orders", "Orders: the journal of what was asked of CAs", []string{"order"},
-		a.list(listing{
-			method: listOrders(), command: cobra.Command{Short: "List orders"},
-			filters: []field.Field{
-				{Path: "status", Help: "only of these states"},
-				{Path: "certificate_id", Flag: "certificate", Help: "only of this certificate", Complete: a.flagIDs(listCertificates(), "name")},
-				{Path: "issuer_id", Flag: "issuer", Help: "only of this issuer", Complete: a.flagIDs(listIssuers(), "name")},
-				{Path: "job_id", Flag: "job", Help: "only of this job", Complete: a.flagIDs(listJobs(), "type")},
-				{Path: "created_before", Help: "only those made before, such as -1h"},
-				{Path: "created_after", Help: "only those made after"},
-			},
-		}),
-		a.get(bind(client, issuancev1.OrderServiceClient.GetOrder), ids, "order"),
-		a.verb(verb{
-			method: bind(client, issuancev1.OrderServiceClient.PollOrder), of: ids,
-			command: cobra.Command{Use: "poll ID", Short: "Ask the CA now what became of it"},
-		}),
-		a.verb(verb{
-			method: bind(client, issuancev1.OrderServiceClient.CancelOrder), of: ids, question: "Give order %s up?",
-			command: cobra.Command{Use: "cancel ID", Short: "Give a pending order up"},
-		}))
+// stored shows a new issuer, and tells when its CA could not be asked: that is no reason to refuse it.
+func stored(s *session, _ string, answer proto.Message) error {
+	if err := s.print(answer); err != nil {
+		return err
+	}
+	if i, ok := answer.(*issuancev1.Issuer); ok && i.GetStatus() == issuancev1.Issuer_FAILING {
+		s.note("issuer %s is stored, and does not work yet: %s", i.GetId(), i.GetLastError())
+		s.note("try again with: certctl issuers test %s", i.GetId())
+	}
+	return nil
 }
 
 // tested shows an issuer after its test; one that does not work is an error.
@@ -103,7 +91,8 @@ func tested(s *session, id string, answer proto.Message) error {
 	}
 	return &Failure{
 		Message: "issuer " + id + " does not work: " + issuer.GetLastError(),
-		Hint:    "mend its configuration with: certctl issuers update " + id + " --set KEY=VALUE",
-		Code:    exitError,
+		Hint: "if its settings are wrong, mend them with: certctl issuers update " + id + " --set KEY=VALUE\n" +
+			"secrets come from a file: --set-file KEY=PATH",
+		Code: exitError,
 	}
 }

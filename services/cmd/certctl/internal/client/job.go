@@ -51,7 +51,11 @@ func jobState(j *schedulerv1.Job) string {
 	if why := waitsFor(j); why != "" {
 		line += ": " + why
 	}
-	if p := j.GetError(); p != nil && !ended(j) {
+	switch p := j.GetError(); {
+	case p == nil || ended(j):
+	case j.GetStatus() == schedulerv1.Job_AWAITING_CA: // it is the same order all the time, and no attempt failed
+		line += "; " + problem(p)
+	default:
 		line += fmt.Sprintf("; attempt %d of %d: %s", j.GetAttempt(), j.GetMaxAttempts(), problem(p))
 	}
 	return line

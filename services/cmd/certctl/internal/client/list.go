@@ -21,6 +21,8 @@ type listing struct {
 	filters []field.Field
 	// parent tells that the list is of one resource, which is an argument.
 	parent bool
+	// columns are those of the table, by what was asked for; nil: those of the resource.
+	columns func(req proto.Message) []show.Column
 }
 
 // paging are the flags of all lists.
@@ -51,7 +53,7 @@ func (a *app) list(l listing) *cobra.Command {
 			req = l.method.named(args[0])
 		}
 		filters.Apply(req)
-		return s.list(ctx, l.method, req, p)
+		return s.list(ctx, l, req, p)
 	})
 }
 
@@ -68,13 +70,16 @@ func (l listing) fields() []field.Field {
 	return fields
 }
 
-func (s *session) list(ctx context.Context, m method, req proto.Message, p paging) error {
-	resp, err := s.pages(ctx, m, req, p)
+func (s *session) list(ctx context.Context, l listing, req proto.Message, p paging) error {
+	resp, err := s.pages(ctx, l.method, req, p)
 	if err != nil {
 		return err
 	}
-	rows := items(resp)
-	if err := s.printer().Rows(resp, rows, columnsOfList(resp)); err != nil {
+	rows, columns := items(resp), columnsOfList(resp)
+	if l.columns != nil {
+		columns = l.columns(req)
+	}
+	if err := s.printer().Rows(resp, rows, columns); err != nil {
 		return err
 	}
 	s.tellMore(resp, len(rows))

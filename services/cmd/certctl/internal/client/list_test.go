@@ -271,13 +271,17 @@ func TestVersionsAreThoseOfOneCertificate(t *testing.T) {
 	answer(g, inventoryv1.CertificateService_ListCertificateVersions_FullMethodName, &inventoryv1.ListCertificateVersionsRequest{},
 		&inventoryv1.ListCertificateVersionsResponse{Versions: []*inventoryv1.CertificateVersion{{
 			Version: 2, SerialNumber: "ab12", KeyAlgorithm: typev1.KeyAlgorithm_ECDSA_P256, AgentId: "agent-1", CreateTime: at(-time.Minute), NotAfter: at(time.Hour),
+		}, {
+			Version: 1, SerialNumber: "ab11", KeyAlgorithm: typev1.KeyAlgorithm_ECDSA_P256, AgentId: "agent-1", CreateTime: at(-day), NotAfter: at(time.Hour),
+			RevocationReason: "SUPERSEDED", RevocationState: inventoryv1.Revocation_FAILED, RevocationError: "an administrator rejected request 7",
 		}}})
 
 	r := g.ok(t, "certificates", "versions", "cert-a")
 
 	golden(t, `
-	VERSION  SERIAL  KEY         AGENT    CREATED  EXPIRES  REVOKED
-	2        ab12    ECDSA_P256  agent-1  60s ago  in 60m   -
+	VERSION  SERIAL  KEY         AGENT    CREATED  EXPIRES  REVOKED     AT THE CA  WHY NOT
+	2        ab12    ECDSA_P256  agent-1  60s ago  in 60m   -           -          -
+	1        ab11    ECDSA_P256  agent-1  24h ago  in 60m   SUPERSEDED  FAILED     an administrator rejected request 7
 	`, r.out)
 	require.Equal(t, "cert-a", requests[*inventoryv1.ListCertificateVersionsRequest](g, inventoryv1.CertificateService_ListCertificateVersions_FullMethodName)[0].GetCertificateId())
 }

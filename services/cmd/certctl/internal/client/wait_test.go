@@ -89,6 +89,16 @@ func TestCreateWaitsUntilTheCertificateIsServed(t *testing.T) {
 	`, r.err)
 }
 
+func TestAnOrderThatIsPendingForLongIsToldAndNoAttempt(t *testing.T) {
+	t.Parallel()
+	waits := job(schedulerv1.Job_AWAITING_CA)
+	waits.OrderId, waits.Error = "ord-1", &typev1.Problem{Reason: "CA_STILL_PENDING", Message: "still pending at the CA"}
+	g := lifecycle(t, []*schedulerv1.Job{waits, job(schedulerv1.Job_COMPLETED)}, nil)
+
+	require.Equal(t, "job job-1 (ISSUE) is AWAITING_CA: the CA has ord-1; still pending at the CA (CA_STILL_PENDING)\njob job-1 (ISSUE) is COMPLETED\n",
+		g.ok(t, "jobs", "watch", "job-1").err)
+}
+
 func TestAJobThatFailsEndsTheWaitWithItsError(t *testing.T) {
 	t.Parallel()
 	failed := job(schedulerv1.Job_FAILED)

@@ -264,6 +264,29 @@ func TestACertificateIsRevokedWithAReason(t *testing.T) {
 	`, g.ok(t, "certificates", "revoke", "cert-a", "--reason", "key-compromise").out)
 }
 
+func TestARevocationThatTheCAHasNotCarriedOutSaysSo(t *testing.T) {
+	t.Parallel()
+	g := newGateway(t)
+	state := inventoryv1.Revocation_PENDING
+	on(g, inventoryv1.CertificateService_RevokeCertificate_FullMethodName, func(*inventoryv1.RevokeCertificateRequest) (*inventoryv1.RevokeCertificateResponse, error) {
+		return &inventoryv1.RevokeCertificateResponse{Revocation: &inventoryv1.Revocation{CertificateId: "cert-a", State: state, Reason: "SUPERSEDED"}}, nil
+	})
+	revoke := []string{"certificates", "revoke", "cert-a", "--reason", "superseded"}
+
+	r := g.ok(t, revoke...)
+	require.Contains(t, r.out, "state:           PENDING\n")
+	require.Equal(t, "the revocation is stored, and the CA is told until it has revoked; see how it goes with: certctl certificates versions cert-a\n", r.err)
+
+	state = inventoryv1.Revocation_AWAITING_APPROVAL
+	require.Equal(t, "nothing is revoked until somebody at the CA has approved it; see how it goes with: certctl certificates versions cert-a\n", g.ok(t, revoke...).err)
+
+	state = inventoryv1.Revocation_FAILED
+	r = g.run(t, revoke...)
+	require.Equal(t, 1, r.code)
+	require.Contains(t, r.out, "FAILED")
+	require.ErrorContains(t, r.failure, "the CA has not revoked cert-a\nsee why with: certctl certificates versions cert-a")
+}
+
 func TestACertificateIsDownloaded(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)

@@ -56,6 +56,7 @@ func newProcess(cfg settings.Server, name string) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
+	setDefaultMaxWait(cfg.Waits)
 	return &process{cfg: cfg, log: log, dir: dir, secret: cfg.Secrets.Internal, databaseURL: cfg.Postgres.URL, issuerTypes: catalog.Types(),
 		registries: make(map[string]*metrics.Registry), services: make(map[string]service),
 		gatherers: []prometheus.Gatherer{metrics.NewProcess(version.Version)}}, nil

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"time"
 
 	"google.golang.org/grpc"
 
@@ -15,6 +14,7 @@ import (
 	"github.com/certctl/certctl/pkg/version"
 	"github.com/certctl/certctl/services/asyncpoller"
 	"github.com/certctl/certctl/services/audit"
+	"github.com/certctl/certctl/services/cmd/certctl/internal/settings"
 	"github.com/certctl/certctl/services/inventory"
 	"github.com/certctl/certctl/services/issuance"
 	"github.com/certctl/certctl/services/renewalscheduler"
@@ -98,6 +98,7 @@ func (p *process) issuance(db *pg.DB) (service, error) {
 	s, err := issuance.New(issuance.Config{
 		InternalSecret: p.secret, BootstrapLocalIssuer: true,
 		CRLGenerationInterval: p.cfg.Loops.CRLGeneration, EnrolmentGCInterval: p.cfg.Loops.EnrolmentGC,
+		OrphanInterval: p.cfg.Loops.OrphanSearch, AccountShare: accountShare(nameIssuance, p.cfg.Postgres.Replicas),
 	}, issuance.Deps{
 		DB: db, Log: p.log.Named(nameIssuance), Metrics: p.registry(nameIssuance), Box: box, IssuerTypes: p.issuerTypes,
 		Peers: issuance.Peers{Inventory: peers[nameInventory], RenewalScheduler: peers[nameRenewalScheduler],
@@ -132,12 +133,18 @@ func (p *process) asyncPoller(db *pg.DB) (service, error) {
 	if err != nil {
 		return nil, err
 	}
-	return asyncpoller.New(asyncpoller.Config{
-		PollInterval: p.cfg.Loops.AsyncPoll, MaxWait: time.Duration(p.cfg.Loops.AsyncPollMaxWait) * time.Second,
-	}, asyncpoller.Deps{
+	return asyncpoller.New(pollerConfig(p.cfg), asyncpoller.Deps{
 		DB: db, Log: p.log.Named(nameAsyncPoller), Metrics: p.registry(nameAsyncPoller), IssuerTypes: p.issuerTypes,
 		Peers: asyncpoller.Peers{Issuance: peers[nameIssuance]},
 	})
+}
+
+func pollerConfig(cfg settings.Server) asyncpoller.Config {
+	replicas := cfg.Postgres.Replicas
+	return asyncpoller.Config{
+		PollInterval: cfg.Loops.AsyncPoll, MaxWaits: waitBudgets(cfg.Waits),
+		Replicas: replicas, AccountShare: accountShare(nameAsyncPoller, replicas),
+	}
 }
 
 // targets checks settings of targets with the connectors themselves.

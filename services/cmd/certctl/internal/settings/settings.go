@@ -22,6 +22,7 @@ type Server struct {
 	Peers    Peers
 	Agents   Agents
 	Loops    Loops
+	Waits    Waits
 	Process  Process
 }
 
@@ -91,11 +92,21 @@ type Loops struct {
 	CredentialGC        time.Duration `env:"CERTCTL_CREDENTIAL_GC_INTERVAL" envDefault:"1h" check:"duration>=1s" help:"Credential expiry."`
 	CRLGeneration       time.Duration `env:"CERTCTL_CRL_GENERATION_INTERVAL" envDefault:"1h" check:"duration>=1s" help:"CRL generation."`
 	EnrolmentGC         time.Duration `env:"CERTCTL_ACME_SERVER_GC_INTERVAL" envDefault:"1m" check:"duration>=1s" help:"Enrolment GC."`
+	OrphanSearch        time.Duration `env:"CERTCTL_ORPHAN_SEARCH_INTERVAL" envDefault:"1h" check:"duration>=1s" help:"Orphan search: comparison of the CAs' lists of orders with the journal."`
 	AsyncPoll           time.Duration `env:"CERTCTL_ASYNC_POLL_INTERVAL" envDefault:"5s" check:"duration>=1s" help:"Poll dispatch."`
 	ChainVerify         time.Duration `env:"CERTCTL_AUDIT_CHAIN_VERIFY_INTERVAL" envDefault:"6h" check:"duration>=1s" help:"Chain verification."`
 
 	RenewalConcurrency int `env:"CERTCTL_RENEWAL_CONCURRENCY" envDefault:"25" check:"int 1..1000" help:"How many renewals are worked on at a time."`
-	AsyncPollMaxWait   int `env:"CERTCTL_ASYNC_POLL_MAX_WAIT_SECONDS" envDefault:"600" check:"int 1..31536000" help:"Seconds after which a job shows that its order is still pending at the CA."`
+}
+
+// Waits are the wait budgets: seconds that somebody waits for a CA that answers later, before the job shows that the order is
+// still pending at the CA. The order itself has a deadline of its own, which belongs to the issuer.
+type Waits struct {
+	Default    int `env:"CERTCTL_ASYNC_POLL_MAX_WAIT_SECONDS" check:"int 0..31536000" help:"Seconds after which a job shows that its order is still pending at the CA; from then on the CA is asked every 15 min to 1 h. Not set, or 0: 600."`
+	DigiCert   int `env:"CERTCTL_DIGICERT_POLL_MAX_WAIT_SECONDS" check:"int 0..31536000" help:"The same for DigiCert. Not set, or 0: as for all."`
+	Entrust    int `env:"CERTCTL_ENTRUST_POLL_MAX_WAIT_SECONDS" check:"int 0..31536000" help:"The same for Entrust, CA Gateway and ECS."`
+	GlobalSign int `env:"CERTCTL_GLOBALSIGN_POLL_MAX_WAIT_SECONDS" check:"int 0..31536000" help:"The same for GlobalSign."`
+	Sectigo    int `env:"CERTCTL_SECTIGO_POLL_MAX_WAIT_SECONDS" check:"int 0..31536000" help:"The same for Sectigo."`
 }
 
 // Process is how a process shows itself.

@@ -23,6 +23,9 @@ func Relative(t, now time.Time) string {
 	}
 }
 
+// Rough writes a length in one unit, as in a cell of a table: "12d", "3h".
+func Rough(d time.Duration) string { return unit(max(d, 0)) }
+
 // unit takes the largest unit of which there are at least two, so that "1d" never stands for 47 hours.
 func unit(d time.Duration) string {
 	switch {
