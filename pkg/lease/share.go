@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strconv"
 	"sync"
 	"time"
 
@@ -12,8 +13,13 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+// MostPerGroup is the most that ClaimShared takes of one group at a time.
+const MostPerGroup = 256
+
 // sharedClaim walks from group to group along the index, so that its cost grows with the number of groups and not with that
-// of rows, and takes of each no more than there is room for.
+// of rows, and takes of each no more than there is room for. The rows of a group are read one by one in the order of their
+// times, and locked each, until there are enough. The number in the inner query never ends it: it tells the planner that few
+// rows are wanted, as of a limit that is an expression it believes a tenth of all, and then reads and sorts all that are due.
 func (t *Table) sharedClaim(set string) string {
 	if t.cfg.Group == "" {
 		return ""
@@ -30,8 +36,11 @@ func (t *Table) sharedClaim(set string) string {
 	SELECT c.id FROM groups g
 	LEFT JOIN unnest($5::text[], $6::integer[]) AS room (name, rows) ON room.name = g.name
 	CROSS JOIN LATERAL (
-		SELECT d.` + id + ` AS id, d.due_time FROM ` + table + ` d WHERE d.` + group + ` = g.name AND ` + due + `
-		ORDER BY d.due_time, d.` + id + ` LIMIT GREATEST(COALESCE(room.rows, $4), 0) FOR UPDATE SKIP LOCKED) c
+		SELECT k.id, k.due_time FROM (
+			SELECT d.` + id + ` AS id, d.due_time FROM ` + table + ` d WHERE d.` + group + ` = g.name AND ` + due + `
+			ORDER BY d.due_time, d.` + id + ` LIMIT ` + strconv.Itoa(MostPerGroup) + `) k
+		CROSS JOIN LATERAL (SELECT FROM ` + table + ` d WHERE d.` + id + ` = k.id AND ` + due + ` FOR UPDATE SKIP LOCKED) l
+		LIMIT GREATEST(COALESCE(room.rows, $4), 0)) c
 	ORDER BY c.due_time, c.id LIMIT $2
 )
 UPDATE ` + table + ` t SET ` + set + ` FROM due WHERE t.` + id + ` = due.id

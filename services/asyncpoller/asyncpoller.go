@@ -35,7 +35,7 @@ type Config struct {
 	PollInterval time.Duration
 	// CallTimeout bounds one call to a CA (20 s).
 	CallTimeout time.Duration
-	// Slots is how many orders are asked about at a time (32), SlotsPerIssuer how many of one issuer (a quarter of Slots).
+	// Slots is how many orders are asked about at a time (32), SlotsPerIssuer how many of one issuer (a quarter of Slots, at most 256).
 	Slots          int
 	SlotsPerIssuer int
 	// MaxWaits are the wait budgets by issuer type, over that of the process (package asyncpoll): how long after the start of
@@ -72,6 +72,7 @@ func (c *Config) setDefaults() {
 	if c.SlotsPerIssuer <= 0 {
 		c.SlotsPerIssuer = max(c.Slots/4, 1)
 	}
+	c.SlotsPerIssuer = min(c.SlotsPerIssuer, store.MostPerIssuer)
 	c.Replicas = max(c.Replicas, 1)
 }
 

@@ -84,14 +84,45 @@ func TestAnOrderSurvivesACAThatIsAwayLosesRepliesOrIsMisconfigured(t *testing.T)
 	require.Equal(t, 1, bought)
 }
 
-func TestAnOrderThatTheCADoesNotKnowFails(t *testing.T) {
+func TestAnOrderThatTheCAWillNeverFulfilFails(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
-	s.watch("ord-1", "iss-a", issuertest.Plan{PollErrors: []error{issuer.Permanent("ORDER_NOT_FOUND", "the CA has no such order")}})
+	s.watch("ord-1", "iss-a", issuertest.Plan{PollErrors: []error{issuer.Permanent("CSR_REFUSED", "the CA takes no such key")}})
 	r := s.heard("ord-1", 1)
 	require.Equal(t, issuancev1.RecordPollResultRequest_FAILED, r.GetOutcome())
-	require.Equal(t, "ORDER_NOT_FOUND", r.GetProblem().GetReason())
+	require.Equal(t, "CSR_REFUSED", r.GetProblem().GetReason())
 	s.state("ord-1", asyncpollerv1.Poll_DONE, 1)
+}
+
+func TestAnOrderThatTheCADoesNotKnowIsGivenUpOnlyWhenItSaysSoForADay(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	unknown := issuer.Permanent(issuer.ReasonOrderNotFound, "the CA has no such order")
+	// Twice it says so, once it has it after all, and then it says so for good.
+	plan := issuertest.Plan{Polls: issuertest.Forever, PollErrors: []error{unknown, unknown, nil}}
+	for range 50 {
+		plan.PollErrors = append(plan.PollErrors, unknown)
+	}
+	s.watch("ord-1", "iss-a", plan)
+	for n := 1; n <= 3; n++ {
+		r := s.heard("ord-1", n)
+		require.Equal(t, issuancev1.RecordPollResultRequest_STILL_PENDING, r.GetOutcome())
+		if n != 3 {
+			require.Equal(t, issuer.ReasonOrderNotFound, r.GetProblem().GetReason())
+		}
+		s.turn(2 * time.Hour)
+	}
+	began := s.clock()
+	for n := 4; ; n++ {
+		r := s.heard("ord-1", n)
+		if r.GetOutcome() == issuancev1.RecordPollResultRequest_FAILED {
+			require.Equal(t, issuer.ReasonOrderNotFound, r.GetProblem().GetReason())
+			require.GreaterOrEqual(t, s.clock().Sub(began), 24*time.Hour)
+			break
+		}
+		require.Less(t, n, 50)
+		s.turn(2 * time.Hour)
+	}
 }
 
 func TestTheRetryAfterOfTheCAWins(t *testing.T) {

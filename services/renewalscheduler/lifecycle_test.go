@@ -277,7 +277,7 @@ func TestAJobShowsWhatItsOrderWaitsForAndUntilWhenItDoes(t *testing.T) {
 
 func TestWhatTheCATookIsNotBoughtAgainWithoutAHuman(t *testing.T) {
 	t.Parallel()
-	for _, reason := range []string{"CERTIFICATE_MISMATCH", "ORDER_DEADLINE"} {
+	for _, reason := range []string{"CERTIFICATE_MISMATCH", "ORDER_DEADLINE", "ORDER_NOT_FOUND"} {
 		t.Run(reason, func(t *testing.T) {
 			t.Parallel()
 			s := newSite(t)
@@ -287,8 +287,11 @@ func TestWhatTheCATookIsNotBoughtAgainWithoutAHuman(t *testing.T) {
 			j := s.job(id, failed)
 			require.Equal(t, reason, j.GetError().GetReason())
 			require.Equal(t, int32(1), j.GetAttempt())
+			for range 10 {
+				s.advance(6 * time.Hour)
+			}
 			_, orders := s.counts()
-			require.Equal(t, 1, orders)
+			require.Equal(t, 1, orders, "also after days")
 		})
 	}
 }

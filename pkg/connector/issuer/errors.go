@@ -77,6 +77,10 @@ func (e *UnknownOutcomeError) Error() string {
 }
 func (e *UnknownOutcomeError) Unwrap() error { return e.Cause }
 
+// ReasonOrderNotFound is that of a PermanentError of Poll: the CA says that it has no such order. Whoever asks does not take
+// that as the end at once, as it is also what an account that was mixed up answers to everything.
+const ReasonOrderNotFound = "ORDER_NOT_FOUND"
+
 // Permanent makes the error for a request that the CA will never fulfil.
 func Permanent(reason, format string, a ...any) error {
 	return &PermanentError{Fault: FaultRequest, Reason: reason, Message: fmt.Sprintf(format, a...)}

@@ -163,7 +163,7 @@ func (s *fakeState) of(orderID string) []*fakeOrder {
 func (s *fakeState) byRef(ref issuer.Ref) (*fakeOrder, error) {
 	n, err := strconv.Atoi(ref[refOrder])
 	if err != nil || n < 1 || n > len(s.Orders) {
-		return nil, issuer.Permanent("ORDER_NOT_FOUND", "the fake CA has no order %q", ref[refOrder])
+		return nil, issuer.Permanent(issuer.ReasonOrderNotFound, "the fake CA has no order %q", ref[refOrder])
 	}
 	return s.Orders[n-1], nil
 }

@@ -73,7 +73,7 @@ func capabilities() issuer.Capabilities {
 func orderOf(ref issuer.Ref) (string, error) {
 	id := ref[refOrder]
 	if !numeric(id) {
-		return "", issuer.Permanent("ORDER_NOT_FOUND", "the reference holds no order id of DigiCert")
+		return "", issuer.Permanent(issuer.ReasonOrderNotFound, "the reference holds no order id of DigiCert")
 	}
 	return id, nil
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/certctl/certctl/pkg/connector/issuer/caclient"
 )
 
-const orderNotFound = "ORDER_NOT_FOUND"
+const orderNotFound = issuer.ReasonOrderNotFound
 
 // noOrder maps the answer that there is no such order.
 func noOrder(e *caclient.StatusError) error {

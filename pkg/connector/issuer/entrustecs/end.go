@@ -102,7 +102,7 @@ func (i *Issuer) Cancel(ctx context.Context, ref issuer.Ref) error {
 	}
 	id := ref[refTracking]
 	if !trackingForm.MatchString(id) {
-		return issuer.Permanent("ORDER_NOT_FOUND", "the reference of the order has no tracking id of Entrust")
+		return issuer.Permanent(issuer.ReasonOrderNotFound, "the reference of the order has no tracking id of Entrust")
 	}
 	_, err := i.client.Bytes(ctx, caclient.Call{
 		Method: http.MethodPatch, Path: []string{"certificates", id}, Changes: true, Ref: ref, Map: mapCancel,
@@ -129,7 +129,7 @@ func mapCancel(e *caclient.StatusError) error {
 	case http.StatusForbidden:
 		return caclient.Refused("CANCEL_NOT_ALLOWED", e)
 	case http.StatusNotFound:
-		return caclient.Refused("ORDER_NOT_FOUND", e)
+		return caclient.Refused(issuer.ReasonOrderNotFound, e)
 	}
 	return nil
 }

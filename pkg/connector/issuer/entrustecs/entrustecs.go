@@ -182,7 +182,7 @@ func (i *Issuer) Poll(ctx context.Context, ref issuer.Ref) (issuer.Submission, e
 // fetch asks for all that Entrust has of a certificate.
 func (i *Issuer) fetch(ctx context.Context, id string) (certificate, time.Duration, error) {
 	if !trackingForm.MatchString(id) {
-		return certificate{}, 0, issuer.Permanent("ORDER_NOT_FOUND", "the reference of the order has no tracking id of Entrust")
+		return certificate{}, 0, issuer.Permanent(issuer.ReasonOrderNotFound, "the reference of the order has no tracking id of Entrust")
 	}
 	call := caclient.Call{Method: http.MethodGet, Path: []string{"certificates", id}, Map: mapMissing}
 	var c certificate
@@ -198,7 +198,7 @@ func (i *Issuer) fetch(ctx context.Context, id string) (certificate, time.Durati
 
 func mapMissing(e *caclient.StatusError) error {
 	if e.Status == http.StatusNotFound {
-		return caclient.Refused("ORDER_NOT_FOUND", e)
+		return caclient.Refused(issuer.ReasonOrderNotFound, e)
 	}
 	return nil
 }

@@ -70,7 +70,7 @@ func (i *Issuer) FindOrder(ctx context.Context, r issuer.FindRequest) (issuer.Su
 
 func isMissing(err error) bool {
 	p, ok := issuer.AsPermanent(err)
-	return ok && p.Reason == "ORDER_NOT_FOUND"
+	return ok && p.Reason == issuer.ReasonOrderNotFound
 }
 
 // isOrder goes by our id. Where Entrust has none with the request, the key decides.

@@ -174,7 +174,7 @@ func unimplemented(err error) error {
 // Poll looks for the certificate in each way that the reference allows.
 func (i *Issuer) Poll(ctx context.Context, ref issuer.Ref) (issuer.Submission, error) {
 	if !serialForm.MatchString(ref[refCertificate]) && ref[refEnrollment] == "" {
-		return issuer.Submission{}, issuer.Permanent("ORDER_NOT_FOUND", "the reference of the order names neither enrolment nor certificate of the gateway")
+		return issuer.Submission{}, issuer.Permanent(issuer.ReasonOrderNotFound, "the reference of the order names neither enrolment nor certificate of the gateway")
 	}
 	for _, ask := range []func(context.Context, issuer.Ref) (issuer.Submission, bool, error){i.askCertificate, i.askEnrollment, i.askEvents} {
 		found, ok, err := ask(ctx, ref)
@@ -183,7 +183,7 @@ func (i *Issuer) Poll(ctx context.Context, ref issuer.Ref) (issuer.Submission, e
 		}
 	}
 	if ref[refEnrollment] == "" {
-		return issuer.Submission{}, issuer.Permanent("ORDER_NOT_FOUND", "the gateway has no certificate %s", ref[refCertificate])
+		return issuer.Submission{}, issuer.Permanent(issuer.ReasonOrderNotFound, "the gateway has no certificate %s", ref[refCertificate])
 	}
 	return issuer.Submission{State: issuer.Pending, Ref: ref, Detail: "the gateway shows neither the enrolment nor its certificate"}, nil
 }
@@ -215,14 +215,17 @@ func (i *Issuer) fetch(ctx context.Context, serial string) (answer certificateRe
 	return answer, err == nil, err
 }
 
-// notThere tells whether the gateway has not got what it was asked for, or does not offer to be asked.
+// notThere tells whether the gateway has not got what it was asked for, or does not offer to be asked. A page of something in
+// front of the gateway says nothing of what the gateway has.
 func notThere(err error) bool {
 	answer, ok := caclient.AsStatus(err)
 	if !ok {
 		return false
 	}
 	switch answer.Status {
-	case http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusGone, http.StatusNotImplemented:
+	case http.StatusNotFound, http.StatusGone:
+		return !answer.Foreign
+	case http.StatusMethodNotAllowed, http.StatusNotImplemented:
 		return true
 	}
 	return false

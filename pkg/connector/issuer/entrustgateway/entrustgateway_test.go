@@ -142,6 +142,30 @@ func TestAnOrderIsMissingOnlyAfterAWhile(t *testing.T) {
 	require.Equal(t, "PUBLIC_KEY_MISSING", refused.Reason)
 }
 
+func TestAnOrderThatTheFeedTellsOfIsNotMissingWhenItCannotBeFetched(t *testing.T) {
+	t.Parallel()
+	for _, fault := range []casimulator.Fault{
+		{Operation: "collect", Kind: casimulator.HTMLPage, Status: http.StatusNotFound, Times: 1}, {Operation: "collect", Kind: casimulator.Forgotten, Times: 1},
+	} {
+		i, sim := connect(t, casimulator.Scenario{Faults: []casimulator.Fault{{Operation: "submit", Kind: casimulator.DropAfter, Times: 1}}})
+		r := order(t, "ord-lost", "www.example.com")
+		_, err := i.Submit(t.Context(), r)
+		require.Equal(t, issuer.OutcomeUnknown, issuer.OutcomeOf(err), "%v", err)
+		sim.Set(fault)
+		find := lost(r)
+		find.LastSubmitted = find.Since
+		sub, ok, err := i.FindOrder(t.Context(), find)
+		require.True(t, ok || issuer.OutcomeOf(err) == issuer.OutcomeRetry, "%s: %v: an order that is said to be missing is placed again", fault.Kind, err)
+		if ok {
+			sub, err = i.Poll(t.Context(), sub.Ref)
+		} else {
+			sub, _, err = i.FindOrder(t.Context(), find)
+		}
+		require.NoError(t, err)
+		require.Equal(t, issuer.Issued, sub.State)
+	}
+}
+
 func TestARevocationThatWaitsIsSeenWhenItIsDone(t *testing.T) {
 	t.Parallel()
 	i, sim := connect(t, casimulator.Scenario{})

@@ -173,12 +173,17 @@ func (i *Issuer) look(ctx context.Context, s *search, pages int) error {
 	})
 }
 
-// found makes the answer of what was found in the feed.
+// found makes the answer of what was found in the feed. What the feed tells of is there, whether it can be fetched yet or not.
 func (i *Issuer) found(ctx context.Context, ref issuer.Ref, e *event) (issuer.Submission, bool, error) {
 	if e == nil {
 		return issuer.Submission{}, false, nil
 	}
-	return i.askCertificate(ctx, withCertificate(ref, e.SerialNumber))
+	ref = withCertificate(ref, e.SerialNumber)
+	sub, ok, err := i.askCertificate(ctx, ref)
+	if err == nil && !ok {
+		return issuer.Submission{State: issuer.Pending, Ref: ref, Detail: "the gateway tells of the certificate and does not give it yet"}, true, nil
+	}
+	return sub, ok, err
 }
 
 // sameNames tells whether a certificate has exactly the names of an order.

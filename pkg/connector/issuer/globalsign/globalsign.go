@@ -140,7 +140,7 @@ func (i *Issuer) mapSubmit(e *caclient.StatusError) error {
 func (i *Issuer) Poll(ctx context.Context, ref issuer.Ref) (issuer.Submission, error) {
 	serial := ref[refCertificate]
 	if _, ok := refOf(serial); !ok {
-		return issuer.Submission{}, issuer.Permanent("ORDER_NOT_FOUND", "the reference of the order names no certificate of GlobalSign")
+		return issuer.Submission{}, issuer.Permanent(issuer.ReasonOrderNotFound, "the reference of the order names no certificate of GlobalSign")
 	}
 	info, wait, err := i.fetch(ctx, serial)
 	if err != nil {
@@ -176,7 +176,7 @@ func (i *Issuer) fetch(ctx context.Context, serial string) (certificateInfo, *pe
 
 func mapMissing(e *caclient.StatusError) error {
 	if e.Status == http.StatusNotFound {
-		return caclient.Refused("ORDER_NOT_FOUND", e)
+		return caclient.Refused(issuer.ReasonOrderNotFound, e)
 	}
 	return nil
 }

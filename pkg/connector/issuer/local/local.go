@@ -81,7 +81,7 @@ func (i *Issuer) Submit(ctx context.Context, r issuer.SubmitRequest) (issuer.Sub
 
 // Poll has nothing to ask: no order is ever pending here.
 func (i *Issuer) Poll(context.Context, issuer.Ref) (issuer.Submission, error) {
-	return issuer.Submission{}, issuer.Permanent("ORDER_NOT_FOUND", "the local CA answers at once and keeps no orders")
+	return issuer.Submission{}, issuer.Permanent(issuer.ReasonOrderNotFound, "the local CA answers at once and keeps no orders")
 }
 
 // FindOrder never finds one: what Submit did not hand over does not exist.

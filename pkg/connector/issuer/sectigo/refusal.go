@@ -8,7 +8,7 @@ import (
 	"github.com/certctl/certctl/pkg/connector/issuer/caclient"
 )
 
-const orderNotFound = "ORDER_NOT_FOUND"
+const orderNotFound = issuer.ReasonOrderNotFound
 
 func codeOf(e *caclient.StatusError) (int, bool) {
 	code, err := strconv.Atoi(e.Code)

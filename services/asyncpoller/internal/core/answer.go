@@ -137,6 +137,28 @@ type step struct {
 	due      time.Time // when the order is pending
 	answered string    // kept in the poll
 	deadline time.Time // that this was decided by
+	missing  time.Time // since when the CA has no such order
+}
+
+// missingPatience is for how long a CA has to say that it has no such order before that is believed. Settings that name
+// another account, or a CA that restores a backup, make that the answer for every order; to give them all up would buy them
+// all again.
+const missingPatience = 24 * time.Hour
+
+// doubt makes the answer that there is no such order one that was not heard, unless the CA has said so for long enough.
+func doubt(p Poll, a answer, now time.Time) (answer, time.Time) {
+	if a.outcome != Failed || a.reason != issuer.ReasonOrderNotFound {
+		return a, time.Time{}
+	}
+	since := p.MissingTime
+	if since.IsZero() {
+		since = now
+	}
+	if now.Sub(since) < missingPatience {
+		a.outcome = StillPending
+		a.message = withDetail("the CA says that it has no such order; it is asked for a day before that is believed", a.message)
+	}
+	return a, since
 }
 
 // lastAsk is when an order that is pending has failed: at its deadline. One of which nothing could be heard then may be
@@ -150,7 +172,8 @@ func lastAsk(p Poll, a answer) time.Time {
 
 // decide draws the conclusion.
 func decide(p Poll, a answer, m Moment, s Schedule) step {
-	out := step{label: labelOf(a), answered: clip(a.message, maxAnswer), deadline: p.DeadlineTime, result: Result{
+	a, missing := doubt(p, a, m.Now)
+	out := step{missing: missing, label: labelOf(a), answered: clip(a.message, maxAnswer), deadline: p.DeadlineTime, result: Result{
 		OrderID: p.OrderID, Outcome: a.outcome, CertificatePEM: a.certificate, Reason: a.reason, Message: clip(a.message, maxAnswer), Attempts: m.Attempts,
 	}}
 	if ref := encodeReference(a.reference); ref != p.CAReference {

@@ -89,10 +89,10 @@ func TestPollNowAsksACAThatIsLeftAloneAndItsAnswerWakesTheOthers(t *testing.T) {
 		h.do(func() { h.cas["ca"].answer = pending })
 		pass(time.Millisecond)
 		began, due := time.Now(), h.due("ca")
-		require.Greater(t, due, 5)
-		h.hasten("ca-000011")
+		require.Greater(t, len(due), 5)
+		h.hasten(due[0])
 		pass(time.Second)
-		require.Len(t, h.calls("ca", began), due, "all that were due")
+		require.Len(t, h.calls("ca", began), len(due), "all that were due")
 	})
 }
 

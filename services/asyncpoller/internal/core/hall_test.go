@@ -207,7 +207,7 @@ func (h *hall) Defer(_ context.Context, l lease.Lease, due time.Time) error {
 
 func (h *hall) Reschedule(_ context.Context, l lease.Lease, n core.Note, due time.Time) error {
 	return h.write(l, func(p *core.Poll) {
-		p.State, p.DueTime, p.Hastened, p.LastAnswer = core.Waiting, due, false, n.Answer
+		p.State, p.DueTime, p.Hastened, p.LastAnswer, p.MissingTime = core.Waiting, due, false, n.Answer, n.MissingTime
 		p.History = append(p.History, n.Entry)
 	})
 }
@@ -305,16 +305,16 @@ func (h *hall) calls(issuerID string, since time.Time) []time.Time {
 	return out
 }
 
-// due counts the orders of an issuer that wait and are due.
-func (h *hall) due(issuerID string) (n int) {
+// due gives the orders of an issuer that wait and are due.
+func (h *hall) due(issuerID string) (ids []string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, p := range h.rows {
+	for id, p := range h.rows {
 		if p.IssuerID == issuerID && p.State == core.Waiting && !p.DueTime.After(time.Now()) {
-			n++
+			ids = append(ids, id)
 		}
 	}
-	return n
+	return ids
 }
 
 // answered counts the orders of an issuer that were answered.

@@ -57,8 +57,9 @@ type Poll struct {
 	CreateTime   time.Time
 	Attempts     int
 	LastAnswer   string
-	Hastened     bool    // somebody asked for a poll at once, which has not been answered yet
-	History      []Entry // the newest first; empty unless it was asked for
+	MissingTime  time.Time // since when the CA has said that it has no such order; zero: it has not
+	Hastened     bool      // somebody asked for a poll at once, which has not been answered yet
+	History      []Entry   // the newest first; empty unless it was asked for
 }
 
 // Book is where polls are kept, as far as requests go.

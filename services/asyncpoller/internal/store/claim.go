@@ -5,14 +5,15 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/certctl/certctl/services/asyncpoller/internal/core"
 )
 
-// dueNow is what may be claimed, of polls p.
-const dueNow = `p.state IN ('WAITING', 'LEASED') AND p.due_time <= COALESCE($9::timestamptz, statement_timestamp())
+// dueNow is what may be claimed, of polls p. That a poll has not ended is said as the indexes of the claim say it.
+const dueNow = `p.end_time IS NULL AND p.due_time <= COALESCE($9::timestamptz, statement_timestamp())
 				AND (p.lease_until IS NULL OR p.lease_until <= COALESCE($9::timestamptz, statement_timestamp()))`
 
 // MostPerIssuer is the most that is claimed of one issuer at a time.
@@ -36,9 +37,9 @@ func oldest(condition, limit string) string {
 // the end of the statement.
 func claim() string {
 	return `WITH RECURSIVE issuers (issuer_id) AS (
-	SELECT min(issuer_id) FROM polls WHERE state IN ('WAITING', 'LEASED')
+	SELECT min(issuer_id) FROM polls WHERE end_time IS NULL
 	UNION ALL
-	SELECT (SELECT min(p.issuer_id) FROM polls p WHERE p.state IN ('WAITING', 'LEASED') AND p.issuer_id > i.issuer_id)
+	SELECT (SELECT min(p.issuer_id) FROM polls p WHERE p.end_time IS NULL AND p.issuer_id > i.issuer_id)
 	FROM issuers i WHERE i.issuer_id IS NOT NULL
 ), room AS (
 	SELECT i.issuer_id, GREATEST($3::integer - COALESCE(t.busy, 0), 0) AS slots, GREATEST($3::integer + $4::integer - COALESCE(t.busy, 0), 0) AS hastened_slots,
@@ -63,7 +64,7 @@ UPDATE polls t SET state = 'LEASED', attempts = t.attempts + 1,
 	lease_id = gen_random_uuid(), lease_until = COALESCE($9::timestamptz, statement_timestamp()) + $2::interval
 FROM taken WHERE t.order_id = taken.order_id
 RETURNING t.lease_id, t.order_id, t.issuer_id, t.state, t.ca_reference, t.due_time, t.deadline_time, t.watch_time, t.create_time, t.attempts,
-	t.last_answer, t.hastened`
+	t.last_answer, t.hastened, t.missing_time`
 }
 
 func (s *Store) claimArgs(c core.Claim) []any {
@@ -93,9 +94,13 @@ func (s *Store) Claim(ctx context.Context, c core.Claim) ([]core.Claimed, error)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (core.Claimed, error) {
 		var c core.Claimed
+		var missing *time.Time
 		p := &c.Poll
 		err := row.Scan(&c.Lease.LeaseID, &p.OrderID, &p.IssuerID, &p.State, &p.CAReference, &p.DueTime, &p.DeadlineTime, &p.WatchTime,
-			&p.CreateTime, &p.Attempts, &p.LastAnswer, &p.Hastened)
+			&p.CreateTime, &p.Attempts, &p.LastAnswer, &p.Hastened, &missing)
+		if missing != nil {
+			p.MissingTime = *missing
+		}
 		c.Lease.ID, c.Lease.Attempts, c.Lease.DueTime = p.OrderID, p.Attempts, p.DueTime
 		return c, err
 	})

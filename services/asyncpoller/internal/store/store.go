@@ -55,12 +55,16 @@ func (s *Store) clock() *time.Time {
 	return &n
 }
 
-const columns = `order_id, issuer_id, state, ca_reference, due_time, deadline_time, watch_time, create_time, attempts, last_answer, hastened`
+const columns = `order_id, issuer_id, state, ca_reference, due_time, deadline_time, watch_time, create_time, attempts, last_answer, hastened, missing_time`
 
 func scanPoll(row pgx.CollectableRow) (core.Poll, error) {
 	var p core.Poll
+	var missing *time.Time
 	err := row.Scan(&p.OrderID, &p.IssuerID, &p.State, &p.CAReference, &p.DueTime, &p.DeadlineTime, &p.WatchTime, &p.CreateTime, &p.Attempts,
-		&p.LastAnswer, &p.Hastened)
+		&p.LastAnswer, &p.Hastened, &missing)
+	if missing != nil {
+		p.MissingTime = *missing
+	}
 	return p, err
 }
 

@@ -42,7 +42,10 @@ const (
 	reasonCancelledAtCA     = "CANCELLED_AT_CA"
 )
 
-// cancelAtCA tells the CA, once, and notes in the order how that went.
+// reasonDeadline is asyncpoller's: an order was pending until its own deadline.
+const reasonDeadline = "ORDER_DEADLINE"
+
+// cancelAtCA tells the CA, once, and notes in the order how that went. One that has failed keeps its reason.
 func (c *Core) cancelAtCA(ctx context.Context, o store.Order) (store.Order, error) {
 	ref, err := decodeReference(referenceText(o.CAReference))
 	if err != nil || len(ref) == 0 {
@@ -52,6 +55,9 @@ func (c *Core) cancelAtCA(ctx context.Context, o store.Order) (store.Order, erro
 	if err := c.callCancel(ctx, o.IssuerID, ref); err != nil {
 		c.log.Warn("an order could not be cancelled at the CA", orderFields(o, err)...)
 		reason, message = reasonCancelledHereOnly, "the order is given up here, and still at the CA: "+shown(err)
+	}
+	if o.Status == Failed {
+		reason, message = o.ErrorReason, o.ErrorMessage+"; "+message
 	}
 	noted, err := store.NoteProblem(context.WithoutCancel(ctx), c.deps.DB.Pool, o.ID, o.Revision, reason, clip(message))
 	if err != nil || !noted {

@@ -317,6 +317,18 @@ func TestACancelledOrderIsCancelledAtTheCAOrSaysThatItIsNot(t *testing.T) {
 	require.Contains(t, w.order(o.ID).ErrorMessage, "the order is being validated")
 }
 
+func TestAnOrderThatIsGivenUpAtItsDeadlineIsCancelledAtTheCAToo(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ca := w.withCommercial()
+	o, err := w.RecordPoll(w.ctx(), PollResult{OrderID: w.placed().ID, Outcome: Failed, Reason: reasonDeadline, Message: "still pending at the CA at the deadline"})
+	require.NoError(t, err)
+	require.Equal(t, Failed, o.Status)
+	require.Len(t, ca.cancelled, 1)
+	require.Equal(t, reasonDeadline, w.order(o.ID).ErrorReason)
+	require.Equal(t, "still pending at the CA at the deadline; the order is cancelled at the CA too", w.order(o.ID).ErrorMessage)
+}
+
 func TestARevocationThatAHumanHasToApproveWaitsAndAsksForNothingTwice(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -114,13 +114,18 @@ func (c *Core) OrphanProto(o store.Orphan) *issuancev1.Order {
 	if began.IsZero() {
 		began = o.CreateTime
 	}
-	return &issuancev1.Order{
+	out := &issuancev1.Order{
 		Id: o.ID, IssuerId: o.IssuerID, Orphan: true, Status: issuancev1.Order_Status(issuancev1.Order_Status_value[o.CAState]),
 		CaReference: referenceText(o.CAReference), SerialNumber: o.SerialNumber, Account: o.Account, Revision: o.Revision,
 		CreateTime: Timestamp(o.CreateTime), SubmitTime: Timestamp(o.PlacedTime), Age: durationpb.New(max(c.now().Sub(began), 0).Truncate(time.Second)),
 		Names:     &typev1.Names{CommonName: o.CommonName, DnsNames: o.DNSNames},
 		LastError: &typev1.Problem{Reason: o.Reason, Message: o.Message},
 	}
+	if o.Status != orphanOpen {
+		out.Orphan = false
+		out.LastError = &typev1.Problem{Reason: "ORPHAN_" + o.Status, Message: "somebody has decided about this orphan: it is " + o.Status}
+	}
+	return out
 }
 
 func referenceText(r json.RawMessage) string {

@@ -78,6 +78,9 @@ func (c *Core) move(ctx context.Context, o store.Order, t transition) (store.Ord
 	if moved {
 		changed.Revision = o.Revision + 1
 	}
+	if moved && t.keep && err == nil {
+		return changed, nil // the work begins here: there is no result yet
+	}
 	return c.moved(ctx, changed, moved, err)
 }
 
@@ -205,6 +208,7 @@ func (c *Core) loseFor(ctx context.Context, o store.Order, fence uuid.NullUUID, 
 	t := transition{to: Unknown, fence: fence, events: tellScheduler, change: func(o *store.Order) {
 		problem(o, reason, message)
 		o.DueTime = c.now().Add(wait)
+		o.NextPollTime = o.DueTime
 	}}
 	if o.Status == Unknown && o.ErrorReason == reason {
 		t.action, t.events = noAudit, nil
@@ -293,7 +297,11 @@ func (c *Core) RecordPoll(ctx context.Context, r PollResult) (store.Order, error
 		a.submission.State = issuer.Rejected
 	default:
 		o.PollAttempts = max(o.PollAttempts, r.Attempts)
-		return c.end(ctx, o, uuid.NullUUID{}, Failed, orElse(r.Reason, "POLL_FAILED"), orElse(r.Message, "the order was given up"))
+		o, err = c.end(ctx, o, uuid.NullUUID{}, Failed, orElse(r.Reason, "POLL_FAILED"), orElse(r.Message, "the order was given up"))
+		if err != nil || o.ErrorReason != reasonDeadline {
+			return o, err
+		}
+		return c.cancelAtCA(ctx, o) // nobody waits for it any more
 	}
 	return c.settle(ctx, o, a)
 }

@@ -31,6 +31,7 @@ const (
 
 // Statuses of an orphan.
 const (
+	orphanOpen      = "OPEN"
 	orphanAdopted   = "ADOPTED"
 	orphanDismissed = "DISMISSED"
 )
@@ -170,7 +171,7 @@ func (c *Core) keepOrphan(ctx context.Context, tx pgx.Tx, i store.Issuer, in *in
 	}
 	row := store.Orphan{
 		ID: id, IssuerID: i.ID, Account: in.account(), CAKey: clip(o.Key), CAReference: encodeReference(o.Ref), OrderID: o.OrderID,
-		CAState: string(o.State), CommonName: clip(o.CommonName), SerialNumber: o.SerialNumber, Reason: reason,
+		Status: orphanOpen, CAState: string(o.State), CommonName: clip(o.CommonName), SerialNumber: o.SerialNumber, Reason: reason,
 		Message: clip(message + withDetail(o.Detail)), PlacedTime: o.PlacedAt, CreateTime: c.now(),
 	}
 	for _, name := range o.DNSNames {

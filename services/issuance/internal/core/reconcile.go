@@ -8,6 +8,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -102,22 +103,21 @@ func (c *Core) stillAllowed(ctx context.Context, o store.Order) error {
 	return err
 }
 
-// resubmit calls the CA again for the same order. It keeps the lease that it runs under.
+// resubmit calls the CA again for the same order. It keeps the lease that it runs under. When it does so is stored before: a
+// CA that shows orders late is given time from then on, should this reply be lost too.
 func (c *Core) resubmit(ctx context.Context, o store.Order, in *instance, fence uuid.NullUUID) error {
 	csr, err := x509.ParseCertificateRequest(o.CSR)
 	if err != nil {
 		return fmt.Errorf("read CSR of order %s: %w", o.ID, err)
 	}
-	if o.Status != Submitting {
-		revision := o.Revision
-		o, err = c.move(ctx, o, transition{to: Submitting, fence: fence, keep: true, action: "order.submitted",
-			change: func(o *store.Order) { o.SubmitTime = c.now() }})
-		if err != nil {
-			return err
-		}
-		if o.Revision != revision+1 || o.Status != Submitting {
-			return lease.ErrLost // somebody else has moved it
-		}
+	revision := o.Revision
+	o, err = c.move(ctx, o, transition{to: Submitting, fence: fence, keep: true, action: "order.submitted",
+		change: func(o *store.Order) { o.SubmitTime, o.NextPollTime = c.now(), time.Time{} }})
+	if err != nil {
+		return err
+	}
+	if o.Revision != revision+1 || o.Status != Submitting {
+		return lease.ErrLost // somebody else has moved it
 	}
 	_, err = c.call(ctx, o, csr, in, fence)
 	return err

@@ -25,13 +25,14 @@ func States() []string {
 }
 
 // next is the whole table of transitions. An order begins in Submitting: its intent is stored together with the lease of
-// whoever is about to call the CA. It goes back to Created when the CA certainly did nothing.
+// whoever is about to call the CA. It goes back to Created when the CA certainly did nothing, and stays in Submitting when
+// whoever was about to call has died and the next one is.
 func next(from string) []string {
 	switch from {
 	case Created:
 		return []string{Submitting, Failed, Cancelled}
 	case Submitting:
-		return []string{Created, Pending, Issued, Rejected, Failed, Unknown}
+		return []string{Created, Submitting, Pending, Issued, Rejected, Failed, Unknown}
 	case Pending:
 		return []string{Pending, Issued, Rejected, Failed, Cancelled}
 	case Unknown:

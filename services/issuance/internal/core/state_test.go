@@ -11,7 +11,7 @@ func TestEveryPairOfStatesIsAllowedOrRefusedByTheTable(t *testing.T) {
 	allowed := map[[2]string]bool{
 		{Created, Submitting}: true, {Created, Failed}: true, {Created, Cancelled}: true,
 		{Submitting, Created}: true, {Submitting, Pending}: true, {Submitting, Issued}: true, {Submitting, Rejected}: true,
-		{Submitting, Failed}: true, {Submitting, Unknown}: true,
+		{Submitting, Failed}: true, {Submitting, Unknown}: true, {Submitting, Submitting}: true,
 		{Pending, Pending}: true, {Pending, Issued}: true, {Pending, Rejected}: true, {Pending, Failed}: true, {Pending, Cancelled}: true,
 		{Unknown, Unknown}: true, {Unknown, Submitting}: true, {Unknown, Pending}: true, {Unknown, Issued}: true, {Unknown, Rejected}: true,
 		{Unknown, Failed}: true, {Unknown, Cancelled}: true,

@@ -162,6 +162,34 @@ func TestAnOrderEndsWithOneCertificateWhereverTheProcessDies(t *testing.T) {
 	}
 }
 
+func TestACAThatShowsOrdersLateIsGivenTimeFromTheLastSubmissionOn(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := request(t, fakeIssuer)
+	die := func(point string) *Core {
+		dying := w.replica()
+		dying.checkpoint = func(at, _ string) error {
+			if at == point {
+				return errKilled
+			}
+			return nil
+		}
+		return dying
+	}
+	_, err := die(pointIntent).Submit(w.ctx(), r)
+	require.ErrorIs(t, err, errKilled)
+	before := w.order(r.OrderID).SubmitTime
+
+	w.reconcile(die(pointCalled)) // the CA has nothing of the order, and so gets it
+
+	o := w.order(r.OrderID)
+	require.Equal(t, Submitting, o.Status)
+	require.True(t, o.SubmitTime.After(before), "the time of the call before, which the CA never saw, would be too early")
+	find, err := w.findRequest(w.ctx(), o)
+	require.NoError(t, err)
+	require.Equal(t, o.SubmitTime, find.LastSubmitted)
+}
+
 func TestTheSameSerialNumberIsSignedAfterACrash(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -29,11 +29,21 @@ func (c *Core) planAfter(ctx context.Context, tx *store.Tx, j *store.Job, was st
 	// A renewal is always tried again, before the certificate ends and after. A first issue and a reissue are somebody's wish:
 	// they are tried again when they failed, and not when people let them go.
 	p.Reopen = !e.byPerson && (j.State == store.Failed || j.State == store.Expired && was == store.AwaitingCSR)
+	if boughtInVain(e.problem.Reason) {
+		// Each try costs a certificate: a first one waits for a human, and a renewal, which may not wait for ever, for a day.
+		p.Reopen = false
+		if least := c.now().Add(vainPause); p.RetryTime.Before(least) {
+			p.RetryTime = least
+		}
+	}
 	if !p.Reopen {
 		p.Reissue = ""
 	}
 	return c.refreshPlan(ctx, tx, p)
 }
+
+// vainPause is how long a renewal rests whose last certificate was bought in vain.
+const vainPause = 24 * time.Hour
 
 // refreshPlan computes a locked plan from its policy, versions and open job, and stores it.
 func (c *Core) refreshPlan(ctx context.Context, tx *store.Tx, p *store.Plan) error {

@@ -504,7 +504,7 @@ func (c *Core) applyOrder(ctx context.Context, tx *store.Tx, j *store.Job, k *st
 // kind, so a human decides.
 func boughtInVain(reason string) bool {
 	switch reason {
-	case "CERTIFICATE_MISMATCH", "CERTIFICATE_DUPLICATE", "CERTIFICATE_TOO_LARGE", "ORDER_DEADLINE":
+	case "CERTIFICATE_MISMATCH", "CERTIFICATE_DUPLICATE", "CERTIFICATE_TOO_LARGE", "ORDER_DEADLINE", "ORDER_NOT_FOUND":
 		return true
 	default:
 		return false

@@ -1,7 +1,13 @@
 -- +goose Up
 -- Somebody asked for a poll at once: it is claimed whatever is known of the CA.
 ALTER TABLE polls ADD COLUMN hastened boolean NOT NULL DEFAULT false;
-CREATE INDEX polls_hastened ON polls (issuer_id, due_time, order_id) WHERE hastened AND state IN ('WAITING', 'LEASED');
+-- Since when the CA has said that it has no such order.
+ALTER TABLE polls ADD COLUMN missing_time timestamptz;
+CREATE INDEX polls_hastened ON polls (issuer_id, due_time, order_id) WHERE hastened AND end_time IS NULL;
+-- A claim is for one issuer after the other. With another condition than polls_due, which fits the claim's order too: that index
+-- would lead it past all rows of an issuer with many that are due to get at those of the others.
+DROP INDEX polls_issuer_due;
+CREATE INDEX polls_issuer_due ON polls (issuer_id, due_time, order_id) WHERE end_time IS NULL;
 -- For the census: what is pending at an issuer, since when and until when, from the index alone.
 CREATE INDEX polls_pending ON polls (issuer_id, create_time, deadline_time) WHERE state IN ('WAITING', 'LEASED');
 -- Each poll writes its row twice, and a claim reads from the end of the index where the old versions lie.
@@ -25,5 +31,6 @@ CREATE TABLE poll_answers (
 -- +goose Down
 DROP TABLE poll_answers;
 ALTER TABLE polls RESET (autovacuum_vacuum_scale_factor);
-DROP INDEX polls_pending, polls_hastened;
-ALTER TABLE polls DROP COLUMN hastened;
+DROP INDEX polls_pending, polls_hastened, polls_issuer_due;
+CREATE INDEX polls_issuer_due ON polls (issuer_id, due_time, order_id) WHERE state IN ('WAITING', 'LEASED');
+ALTER TABLE polls DROP COLUMN missing_time, DROP COLUMN hastened;
