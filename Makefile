@@ -34,6 +34,11 @@ test: ## Run every test (needs Postgres binaries, nginx and openssl)
 	@.ci/prerequisites
 	go test $(TEST_FLAGS) -timeout 20m $(PATTERNS)
 
+.PHONY: torture
+torture: ## Play SEEDS random schedules of faults and crashes, from SEED on (one again: SEED=4711 SEEDS=1)
+	@.ci/prerequisites
+	SEED=$(or $(SEED),1) SEEDS=$(or $(SEEDS),20000) go test $(TEST_FLAGS) -count=1 -timeout 0 -v -run TestRandomSchedules ./services/torture
+
 .PHONY: check
 check: generate-check tidy-check lint ## Generated code is current, modules are tidy, lint is clean, the wire stays compatible
 	buf lint

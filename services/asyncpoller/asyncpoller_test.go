@@ -84,20 +84,20 @@ func TestAnOrderSurvivesACAThatIsAwayLosesRepliesOrIsMisconfigured(t *testing.T)
 	require.Equal(t, 1, bought)
 }
 
-func TestAnOrderThatTheCAWillNeverFulfilFails(t *testing.T) {
+func TestAnOrderThatTheCADoesNotAnswerForIsGivenUpOnlyWhenItDoesNotForADay(t *testing.T) {
 	t.Parallel()
-	s := newSite(t)
-	s.watch("ord-1", "iss-a", issuertest.Plan{PollErrors: []error{issuer.Permanent("CSR_REFUSED", "the CA takes no such key")}})
-	r := s.heard("ord-1", 1)
-	require.Equal(t, issuancev1.RecordPollResultRequest_FAILED, r.GetOutcome())
-	require.Equal(t, "CSR_REFUSED", r.GetProblem().GetReason())
-	s.state("ord-1", asyncpollerv1.Poll_DONE, 1)
+	for reason, want := range map[string]string{issuer.ReasonOrderNotFound: issuer.ReasonOrderNotFound, "CA_REFUSED": "ORDER_GIVEN_UP"} {
+		t.Run(reason, func(t *testing.T) {
+			t.Parallel()
+			refusedForADay(t, reason, want)
+		})
+	}
 }
 
-func TestAnOrderThatTheCADoesNotKnowIsGivenUpOnlyWhenItSaysSoForADay(t *testing.T) {
-	t.Parallel()
+func refusedForADay(t *testing.T, reason, want string) {
+	t.Helper()
 	s := newSite(t)
-	unknown := issuer.Permanent(issuer.ReasonOrderNotFound, "the CA has no such order")
+	unknown := issuer.Permanent(reason, "the CA has no such order")
 	// Twice it says so, once it has it after all, and then it says so for good.
 	plan := issuertest.Plan{Polls: issuertest.Forever, PollErrors: []error{unknown, unknown, nil}}
 	for range 50 {
@@ -108,7 +108,7 @@ func TestAnOrderThatTheCADoesNotKnowIsGivenUpOnlyWhenItSaysSoForADay(t *testing.
 		r := s.heard("ord-1", n)
 		require.Equal(t, issuancev1.RecordPollResultRequest_STILL_PENDING, r.GetOutcome())
 		if n != 3 {
-			require.Equal(t, issuer.ReasonOrderNotFound, r.GetProblem().GetReason())
+			require.Equal(t, reason, r.GetProblem().GetReason())
 		}
 		s.turn(2 * time.Hour)
 	}
@@ -116,7 +116,9 @@ func TestAnOrderThatTheCADoesNotKnowIsGivenUpOnlyWhenItSaysSoForADay(t *testing.
 	for n := 4; ; n++ {
 		r := s.heard("ord-1", n)
 		if r.GetOutcome() == issuancev1.RecordPollResultRequest_FAILED {
-			require.Equal(t, issuer.ReasonOrderNotFound, r.GetProblem().GetReason())
+			require.Equal(t, want, r.GetProblem().GetReason())
+			require.Contains(t, r.GetProblem().GetMessage(), "the CA has no such order")
+			s.state("ord-1", asyncpollerv1.Poll_DONE, int32(n))
 			require.GreaterOrEqual(t, s.clock().Sub(began), 24*time.Hour)
 			break
 		}

@@ -45,6 +45,7 @@ const (
 	ReasonRejected     = "CA_REJECTED"
 	ReasonAnswer       = "CA_ANSWER_UNKNOWN"
 	ReasonTooLarge     = "CERTIFICATE_TOO_LARGE"
+	ReasonGivenUp      = "ORDER_GIVEN_UP" // the CA took the order, and then refused to answer for it for a day
 )
 
 // unheardGrace is how long after its deadline an order is still asked about when the CA could not be.
@@ -62,6 +63,7 @@ type answer struct {
 	message     string
 	retryAfter  time.Duration
 	broken      bool // the issuer's settings do not work
+	refused     bool // the CA does not answer for the order
 }
 
 // unheard tells whether nothing was heard from the CA about the order.
@@ -114,7 +116,7 @@ func judgeError(err error) answer {
 		a.broken = true
 		return a
 	}
-	a.outcome = Failed
+	a.outcome, a.refused = Failed, true
 	return a
 }
 
@@ -137,26 +139,30 @@ type step struct {
 	due      time.Time // when the order is pending
 	answered string    // kept in the poll
 	deadline time.Time // that this was decided by
-	missing  time.Time // since when the CA has no such order
+	refused  time.Time // since when the CA has not answered for the order
 }
 
-// missingPatience is for how long a CA has to say that it has no such order before that is believed. Settings that name
-// another account, or a CA that restores a backup, make that the answer for every order; to give them all up would buy them
-// all again.
-const missingPatience = 24 * time.Hour
+// refusalPatience is for how long a CA has to refuse to answer for an order before that is believed. Settings that name another
+// account, a gateway in between, or a CA that restores a backup make that the answer for every order; to give them all up
+// would buy them all again.
+const refusalPatience = 24 * time.Hour
 
-// doubt makes the answer that there is no such order one that was not heard, unless the CA has said so for long enough.
+// doubt makes a refusal to answer for an order, which the CA has taken after all, one that was not heard, unless the CA has
+// refused for long enough.
 func doubt(p Poll, a answer, now time.Time) (answer, time.Time) {
-	if a.outcome != Failed || a.reason != issuer.ReasonOrderNotFound {
+	if !a.refused {
 		return a, time.Time{}
 	}
-	since := p.MissingTime
+	since := p.RefusedTime
 	if since.IsZero() {
 		since = now
 	}
-	if now.Sub(since) < missingPatience {
+	switch {
+	case now.Sub(since) < refusalPatience:
 		a.outcome = StillPending
-		a.message = withDetail("the CA says that it has no such order; it is asked for a day before that is believed", a.message)
+		a.message = withDetail("the CA does not answer for this order; it is asked for a day before that is believed", a.message)
+	case a.reason != issuer.ReasonOrderNotFound:
+		a.reason, a.message = ReasonGivenUp, a.reason+": "+a.message
 	}
 	return a, since
 }
@@ -172,8 +178,8 @@ func lastAsk(p Poll, a answer) time.Time {
 
 // decide draws the conclusion.
 func decide(p Poll, a answer, m Moment, s Schedule) step {
-	a, missing := doubt(p, a, m.Now)
-	out := step{missing: missing, label: labelOf(a), answered: clip(a.message, maxAnswer), deadline: p.DeadlineTime, result: Result{
+	a, refused := doubt(p, a, m.Now)
+	out := step{refused: refused, label: labelOf(a), answered: clip(a.message, maxAnswer), deadline: p.DeadlineTime, result: Result{
 		OrderID: p.OrderID, Outcome: a.outcome, CertificatePEM: a.certificate, Reason: a.reason, Message: clip(a.message, maxAnswer), Attempts: m.Attempts,
 	}}
 	if ref := encodeReference(a.reference); ref != p.CAReference {

@@ -207,7 +207,7 @@ func (h *hall) Defer(_ context.Context, l lease.Lease, due time.Time) error {
 
 func (h *hall) Reschedule(_ context.Context, l lease.Lease, n core.Note, due time.Time) error {
 	return h.write(l, func(p *core.Poll) {
-		p.State, p.DueTime, p.Hastened, p.LastAnswer, p.MissingTime = core.Waiting, due, false, n.Answer, n.MissingTime
+		p.State, p.DueTime, p.Hastened, p.LastAnswer, p.RefusedTime = core.Waiting, due, false, n.Answer, n.RefusedTime
 		p.History = append(p.History, n.Entry)
 	})
 }

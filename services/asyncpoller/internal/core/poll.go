@@ -57,15 +57,15 @@ type Poll struct {
 	CreateTime   time.Time
 	Attempts     int
 	LastAnswer   string
-	MissingTime  time.Time // since when the CA has said that it has no such order; zero: it has not
+	RefusedTime  time.Time // since when the CA has refused to answer for it; zero: it has not
 	Hastened     bool      // somebody asked for a poll at once, which has not been answered yet
 	History      []Entry   // the newest first; empty unless it was asked for
 }
 
 // Book is where polls are kept, as far as requests go.
 type Book interface {
-	// Watch adds a poll. One that is there is left alone, unless the new deadline is later: then the watch begins anew
-	// with it. It answers with the poll as it is now.
+	// Watch adds a poll. One that is there is left alone, unless the new deadline is later, or the same and the watch was
+	// abandoned: then the watch begins anew with it. It answers with the poll as it is now.
 	Watch(ctx context.Context, p Poll) (Poll, error)
 	// Get reads those that there are.
 	Get(ctx context.Context, orderIDs ...string) ([]Poll, error)

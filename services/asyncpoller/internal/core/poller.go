@@ -43,7 +43,7 @@ type Desk interface {
 type Note struct {
 	Answer      string
 	CAReference string
-	MissingTime time.Time // as in Poll
+	RefusedTime time.Time // as in Poll
 	Entry       Entry
 }
 
@@ -146,7 +146,7 @@ func (p *Poller) work(ctx context.Context, l lease.Lease, poll Poll) error {
 	// What issuance has taken is written even when this process is about to end.
 	settle, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
 	defer cancel()
-	note := Note{Answer: s.answered, CAReference: s.result.CAReference, MissingTime: s.missing, Entry: s.entry(q)}
+	note := Note{Answer: s.answered, CAReference: s.result.CAReference, RefusedTime: s.refused, Entry: s.entry(q)}
 	switch {
 	case errs.IsKind(err, errs.NotFound):
 		p.deps.Log.Warn("issuance does not know an order that is watched", fields(poll, err)...)

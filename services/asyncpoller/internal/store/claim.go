@@ -64,7 +64,7 @@ UPDATE polls t SET state = 'LEASED', attempts = t.attempts + 1,
 	lease_id = gen_random_uuid(), lease_until = COALESCE($9::timestamptz, statement_timestamp()) + $2::interval
 FROM taken WHERE t.order_id = taken.order_id
 RETURNING t.lease_id, t.order_id, t.issuer_id, t.state, t.ca_reference, t.due_time, t.deadline_time, t.watch_time, t.create_time, t.attempts,
-	t.last_answer, t.hastened, t.missing_time`
+	t.last_answer, t.hastened, t.refused_time`
 }
 
 func (s *Store) claimArgs(c core.Claim) []any {
@@ -94,12 +94,12 @@ func (s *Store) Claim(ctx context.Context, c core.Claim) ([]core.Claimed, error)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (core.Claimed, error) {
 		var c core.Claimed
-		var missing *time.Time
+		var refused *time.Time
 		p := &c.Poll
 		err := row.Scan(&c.Lease.LeaseID, &p.OrderID, &p.IssuerID, &p.State, &p.CAReference, &p.DueTime, &p.DeadlineTime, &p.WatchTime,
-			&p.CreateTime, &p.Attempts, &p.LastAnswer, &p.Hastened, &missing)
-		if missing != nil {
-			p.MissingTime = *missing
+			&p.CreateTime, &p.Attempts, &p.LastAnswer, &p.Hastened, &refused)
+		if refused != nil {
+			p.RefusedTime = *refused
 		}
 		c.Lease.ID, c.Lease.Attempts, c.Lease.DueTime = p.OrderID, p.Attempts, p.DueTime
 		return c, err

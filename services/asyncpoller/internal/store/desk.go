@@ -23,13 +23,13 @@ const noted = `, answered AS (
 const reschedule = `WITH moved AS (
 	UPDATE polls SET state = 'WAITING', lease_id = NULL, lease_until = NULL, hastened = false, last_answer = $3,
 		ca_reference = COALESCE(NULLIF($4, ''), ca_reference), due_time = $12,
-		missing_time = $13
+		refused_time = $13
 	WHERE order_id = $1 AND lease_id = $2 RETURNING order_id
 )` + noted
 
 // Reschedule implements core.Desk.
 func (s *Store) Reschedule(ctx context.Context, l lease.Lease, n core.Note, due time.Time) error {
-	return s.fenced(ctx, "reschedule poll", reschedule, l, n, due, orNull(n.MissingTime))
+	return s.fenced(ctx, "reschedule poll", reschedule, l, n, due, orNull(n.RefusedTime))
 }
 
 // goesOn is a watch that was prolonged while it was about to end without an end of the order.

@@ -55,15 +55,15 @@ func (s *Store) clock() *time.Time {
 	return &n
 }
 
-const columns = `order_id, issuer_id, state, ca_reference, due_time, deadline_time, watch_time, create_time, attempts, last_answer, hastened, missing_time`
+const columns = `order_id, issuer_id, state, ca_reference, due_time, deadline_time, watch_time, create_time, attempts, last_answer, hastened, refused_time`
 
 func scanPoll(row pgx.CollectableRow) (core.Poll, error) {
 	var p core.Poll
-	var missing *time.Time
+	var refused *time.Time
 	err := row.Scan(&p.OrderID, &p.IssuerID, &p.State, &p.CAReference, &p.DueTime, &p.DeadlineTime, &p.WatchTime, &p.CreateTime, &p.Attempts,
-		&p.LastAnswer, &p.Hastened, &missing)
-	if missing != nil {
-		p.MissingTime = *missing
+		&p.LastAnswer, &p.Hastened, &refused)
+	if refused != nil {
+		p.RefusedTime = *refused
 	}
 	return p, err
 }
@@ -88,7 +88,8 @@ ON CONFLICT (order_id) DO UPDATE SET
 	due_time = CASE p.state WHEN 'LEASED' THEN p.due_time WHEN 'WAITING' THEN LEAST(p.due_time, EXCLUDED.due_time) ELSE EXCLUDED.due_time END,
 	ca_reference = COALESCE(NULLIF(EXCLUDED.ca_reference, ''), p.ca_reference),
 	deadline_time = EXCLUDED.deadline_time, watch_time = EXCLUDED.watch_time, end_time = NULL
-WHERE p.issuer_id = EXCLUDED.issuer_id AND EXCLUDED.deadline_time > p.deadline_time`
+WHERE p.issuer_id = EXCLUDED.issuer_id AND (EXCLUDED.deadline_time > p.deadline_time
+	OR EXCLUDED.deadline_time = p.deadline_time AND p.state = 'ABANDONED')`
 
 // Watch implements core.Book.
 func (s *Store) Watch(ctx context.Context, p core.Poll) (core.Poll, error) {

@@ -105,7 +105,10 @@ func (s *issuers) UpdateIssuer(ctx context.Context, r *issuancev1.UpdateIssuerRe
 	return mutation.Do(ctx, s.deps.Core.DB(), mutation.Change[*issuancev1.UpdateIssuerResponse]{
 		Request: r,
 		Empty:   func() *issuancev1.UpdateIssuerResponse { return &issuancev1.UpdateIssuerResponse{} },
-		Prepare: func(ctx context.Context) error { return s.deps.Core.TryEdit(ctx, r.GetIssuer().GetId(), edit) },
+		Prepare: func(ctx context.Context) (err error) {
+			edit.Tested, err = s.deps.Core.TryEdit(ctx, r.GetIssuer().GetId(), edit)
+			return err
+		},
 		Apply: func(ctx context.Context, tx pgx.Tx) (*issuancev1.UpdateIssuerResponse, error) {
 			i, err := s.deps.Core.UpdateIssuer(ctx, tx, r.GetIssuer().GetId(), expected, edit)
 			if err != nil {

@@ -2,8 +2,12 @@ package core
 
 import (
 	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/certctl/certctl/pkg/connector/issuer"
+	"github.com/certctl/certctl/pkg/revision"
 	"github.com/certctl/certctl/services/issuance/internal/store"
 )
 
@@ -45,6 +49,9 @@ const (
 // reasonDeadline is asyncpoller's: an order was pending until its own deadline.
 const reasonDeadline = "ORDER_DEADLINE"
 
+// cancelTimeout bounds the call: whoever waits for the answer has no need of it.
+const cancelTimeout = 5 * time.Second
+
 // cancelAtCA tells the CA, once, and notes in the order how that went. One that has failed keeps its reason.
 func (c *Core) cancelAtCA(ctx context.Context, o store.Order) (store.Order, error) {
 	ref, err := decodeReference(referenceText(o.CAReference))
@@ -52,14 +59,35 @@ func (c *Core) cancelAtCA(ctx context.Context, o store.Order) (store.Order, erro
 		return o, err
 	}
 	reason, message := reasonCancelledAtCA, "the order is cancelled at the CA too"
-	if err := c.callCancel(ctx, o.IssuerID, ref); err != nil {
-		c.log.Warn("an order could not be cancelled at the CA", orderFields(o, err)...)
-		reason, message = reasonCancelledHereOnly, "the order is given up here, and still at the CA: "+shown(err)
+	refused := c.callCancel(ctx, o.IssuerID, ref)
+	if refused != nil {
+		c.log.Warn("an order could not be cancelled at the CA", orderFields(o, refused)...)
+		reason, message = reasonCancelledHereOnly, "the order is given up here, and still at the CA: "+shown(refused)
 	}
 	if o.Status == Failed {
 		reason, message = o.ErrorReason, o.ErrorMessage+"; "+message
 	}
-	noted, err := store.NoteProblem(context.WithoutCancel(ctx), c.deps.DB.Pool, o.ID, o.Revision, reason, clip(message))
+	noted := false
+	err = c.deps.DB.Tx(context.WithoutCancel(ctx), func(ctx context.Context, tx pgx.Tx) (err error) {
+		if noted, err = store.NoteProblem(ctx, tx, o.ID, o.Revision, reason, clip(message)); err != nil || !noted {
+			return err
+		}
+		if refused == nil {
+			if err := settleGivenUp(ctx, tx, o); err != nil {
+				return err
+			}
+		}
+		told := o
+		problem(&told, reason, message)
+		action := "order.cancelled_at_ca"
+		if refused != nil {
+			action = "order.cancel_refused"
+		}
+		if err := emit(ctx, tx, auditOrder(ctx, told, action, nil)); err != nil {
+			return err
+		}
+		return revision.Bump(ctx, tx, collectionOrders)
+	})
 	if err != nil || !noted {
 		return o, err
 	}
@@ -77,7 +105,7 @@ func (c *Core) callCancel(ctx context.Context, issuerID string, ref issuer.Ref) 
 	if !ok {
 		return issuer.Permanent("CANCEL_UNSUPPORTED", "this CA takes no cancellation from certctl")
 	}
-	callCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.CallTimeout)
+	callCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cancelTimeout)
 	defer cancel()
 	return canceller.Cancel(callCtx, ref)
 }

@@ -122,6 +122,15 @@ type IssuerEdit struct {
 	// Settings replaces all settings; Merge replaces only the settings that it has, null removes one.
 	Settings *Settings
 	Merge    Settings
+	// Tested is how TryEdit went; empty: the settings were not tried.
+	Tested IssuerTest
+}
+
+// IssuerTest is how the CA answered to settings.
+type IssuerTest struct {
+	Status string // empty: it was not asked
+	Time   time.Time
+	Error  string
 }
 
 // UpdateIssuer changes an issuer.
@@ -192,6 +201,7 @@ func (c *Core) changeSettings(ctx context.Context, tx pgx.Tx, i *store.Issuer, e
 		return err
 	}
 	i.Config, i.ConfigHash = s.public, configHash(i.Type, s.public, sealed)
+	i.Status, i.LastTestTime, i.LastError = orElse(e.Tested.Status, IssuerUntested), e.Tested.Time, e.Tested.Error
 	return nil
 }
 

@@ -82,36 +82,38 @@ func (c *Core) tryRemote(ctx context.Context, t issuer.Type, public json.RawMess
 	return nil
 }
 
-// TryEdit is tryRemote for the settings that an issuer would have after an edit. It runs before the transaction of
+// TryEdit is tryRemote for the settings that an issuer would have after an edit, and tells how it went. It runs before the transaction of
 // UpdateIssuer, because a CA may be slow.
-func (c *Core) TryEdit(ctx context.Context, id string, e IssuerEdit) error {
+func (c *Core) TryEdit(ctx context.Context, id string, e IssuerEdit) (IssuerTest, error) {
 	if e.Settings == nil && len(e.Merge) == 0 {
-		return nil
+		return IssuerTest{}, nil
 	}
 	i, err := c.GetIssuer(ctx, id)
 	if err != nil {
-		return err
+		return IssuerTest{}, err
 	}
 	t, ok := c.deps.Types.Lookup(i.Type)
 	if !ok || !t.Capabilities.Async {
-		return nil
+		return IssuerTest{}, nil
 	}
 	wanted, err := wantedSettings(i, e)
 	if err != nil {
-		return err
+		return IssuerTest{}, err
 	}
 	s, err := splitSettings(t, wanted, i.SecretNames)
 	if err != nil {
-		return err
+		return IssuerTest{}, err
 	}
 	stored, err := c.openSecrets(ctx, c.deps.DB.Pool, id)
 	if err != nil {
-		return err
+		return IssuerTest{}, err
 	}
 	for _, name := range s.kept {
 		s.secrets[name] = stored[name]
 	}
-	return c.tryRemote(ctx, t, s.public, s.secrets, &i)
+	i.Status = "" // a type without a test has none
+	err = c.tryRemote(ctx, t, s.public, s.secrets, &i)
+	return IssuerTest{Status: i.Status, Time: i.LastTestTime, Error: i.LastError}, err
 }
 
 // probe builds the connector from what is stored and what is on disk, and asks the CA for its certificates and for an order

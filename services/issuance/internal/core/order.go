@@ -25,7 +25,9 @@ import (
 const (
 	firstPoll    = 5 * time.Second
 	lookInterval = 24 * time.Hour
-	watchGrace   = 5 * time.Minute // after the deadline of a pending order, until it is looked at again
+	// watchGrace is after the deadline of a pending order, until it is looked at again: asyncpoller goes on for a day with one
+	// whose CA cannot be asked at its deadline.
+	watchGrace = 25 * time.Hour
 	// againDeadline is how long a watch lasts that begins again after its deadline.
 	againDeadline = time.Hour
 	// defaultPendingDeadline is for issuers and connectors that say nothing: humans approve.
@@ -66,6 +68,9 @@ func (c *Core) move(ctx context.Context, o store.Order, t transition) (store.Ord
 	err := c.deps.DB.Tx(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
 		moved, err = store.MoveOrder(ctx, tx, changed, store.Move{From: sources(t.to), Fence: t.fence, KeepLease: t.keep})
 		if err != nil || !moved {
+			return err
+		}
+		if err := c.keepGivenUp(ctx, tx, changed); err != nil {
 			return err
 		}
 		written := changed
@@ -223,7 +228,7 @@ func (c *Core) end(ctx context.Context, o store.Order, fence uuid.NullUUID, to, 
 	})
 }
 
-// Poll asks the CA of an order now.
+// Poll asks the CA of an order now: what is pending, what waits for a CA that was away, and what is being looked for.
 func (c *Core) Poll(ctx context.Context, id string) (store.Order, error) {
 	o, err := c.GetOrder(ctx, id)
 	if err != nil {
@@ -232,8 +237,10 @@ func (c *Core) Poll(ctx context.Context, id string) (store.Order, error) {
 	switch o.Status {
 	case Pending:
 		return c.pollPending(ctx, o)
-	case Created, Submitting, Unknown:
-		return o, nil // the reconciler has it, in its own time
+	case Created, Unknown:
+		err = store.HastenOrder(ctx, c.deps.DB.Pool, id)
+		c.orderKick.Kick()
+		return o, err
 	default:
 		return o, nil
 	}
@@ -323,6 +330,9 @@ func (c *Core) recordLate(ctx context.Context, o store.Order, r PollResult) erro
 		if err != nil || !first {
 			return err
 		}
+		if err := settleGivenUp(ctx, tx, o); err != nil {
+			return err
+		}
 		return emit(ctx, tx, auditOrder(ctx, o, "order.issued_late", map[string]any{
 			"serial_number": certificate.SerialNumber, "fingerprint_sha256": certificate.Fingerprint,
 		}))
@@ -354,6 +364,7 @@ func (c *Core) stillPending(ctx context.Context, o store.Order, r PollResult, re
 			o.CAReference, o.CAKey = encoded, orElse(key, o.CAKey)
 		}
 		o.PollAttempts, o.NextPollTime = max(o.PollAttempts, r.Attempts), r.NextPollTime
+		problem(o, "", "")
 		if r.Reason != "" {
 			problem(o, r.Reason, r.Message)
 		}

@@ -25,12 +25,17 @@ const (
 	sweepOverlap = 24 * time.Hour
 	// sweepGrace keeps orders out that may be on their way into the journal in this moment.
 	sweepGrace = 10 * time.Minute
-	// maxSweepPages bounds one comparison; the next one goes on from where it began, so a list that is longer is told of.
+	// maxSweepPages bounds one comparison: a list that is longer is an error, which says so.
 	maxSweepPages = 1000
+	// pageTimeout is for one page of a CA's list, which may be many calls; pageTries is how often a CA that is busy is asked for it.
+	pageTimeout = 2 * time.Minute
+	pageTries   = 5
+	sweepLease  = 30 * time.Minute
 )
 
 // Statuses of an orphan.
 const (
+	orphanSeen      = "SEEN"
 	orphanOpen      = "OPEN"
 	orphanAdopted   = "ADOPTED"
 	orphanDismissed = "DISMISSED"
@@ -41,6 +46,8 @@ const (
 	reasonNotInJournal = "NOT_IN_JOURNAL"
 	reasonSecondOrder  = "SECOND_ORDER"
 	reasonGivenUp      = "GIVEN_UP_HERE"
+	// reasonInDoubt is none: it may be an order whose reply was lost.
+	reasonInDoubt = "IN_DOUBT"
 )
 
 // SweepOrphans compares the lists of the CAs that have one with the journal, and keeps what the journal does not know as
@@ -85,7 +92,23 @@ func (c *Core) sweepIssuer(ctx context.Context, i store.Issuer, swept map[string
 		return 0, nil
 	}
 	swept[in.account()] = true
+	mine, err := store.BeginSweep(ctx, c.deps.DB.Pool, i.ID, sweepLease)
+	if err != nil || !mine {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, store.EndSweep(context.WithoutCancel(ctx), c.deps.DB.Pool, i.ID)) }()
+	return c.compareAll(ctx, i, in, lister)
+}
+
+// compareAll compares all that the CA has taken since the last time. The next time begins before the oldest order whose reply
+// was lost: until it is found, what looks like it is no orphan.
+func (c *Core) compareAll(ctx context.Context, i store.Issuer, in *instance, lister issuer.Lister) (found int, err error) {
 	began := c.now()
+	if lost, err := store.OldestLost(ctx, c.deps.DB.Pool, in.account()); err != nil {
+		return 0, err
+	} else if !lost.IsZero() && lost.Before(began) {
+		began = lost
+	}
 	since, err := store.SweepTime(ctx, c.deps.DB.Pool, i.ID)
 	if err != nil {
 		return 0, err
@@ -105,6 +128,9 @@ func (c *Core) sweepIssuer(ctx context.Context, i store.Issuer, swept map[string
 			return found, err
 		}
 		if listing.Next == "" {
+			if _, err := store.SettleKnown(ctx, c.deps.DB.Pool, i.ID); err != nil {
+				return found, err
+			}
 			return found, store.SetSweepTime(ctx, c.deps.DB.Pool, i.ID, began)
 		}
 		request.Page = listing.Next
@@ -112,8 +138,24 @@ func (c *Core) sweepIssuer(ctx context.Context, i store.Issuer, swept map[string
 	return found, fmt.Errorf("the CA lists more than %d pages of orders since %s", maxSweepPages, request.Since.Format(time.RFC3339))
 }
 
+// callList reads one page. A CA, or an account, that is busy is asked again when it wants to be.
 func (c *Core) callList(ctx context.Context, l issuer.Lister, r issuer.ListRequest) (issuer.Listing, error) {
-	callCtx, cancel := context.WithTimeout(ctx, c.cfg.CallTimeout)
+	for try := 1; ; try++ {
+		listing, err := c.listPage(ctx, l, r)
+		wait, again := issuer.RetryDelay(err)
+		if err == nil || !again || try >= pageTries || wait > pageTimeout {
+			return listing, err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return issuer.Listing{}, err
+		}
+	}
+}
+
+func (c *Core) listPage(ctx context.Context, l issuer.Lister, r issuer.ListRequest) (issuer.Listing, error) {
+	callCtx, cancel := context.WithTimeout(ctx, pageTimeout)
 	defer cancel()
 	return l.ListOrders(callCtx, r)
 }
@@ -127,7 +169,7 @@ func (c *Core) compare(ctx context.Context, i store.Issuer, in *instance, listed
 			ids = append(ids, o.OrderID)
 		}
 	}
-	known, err := store.KnownOrders(ctx, c.deps.DB.Pool, in.account(), keys, ids)
+	known, err := store.KnownOrders(ctx, c.deps.DB.Pool, in.account(), i.ID, keys, ids)
 	if err != nil {
 		return 0, err
 	}
@@ -142,6 +184,8 @@ func (c *Core) compare(ctx context.Context, i store.Issuer, in *instance, listed
 		for _, o := range listed {
 			reason, message := journal.judge(o)
 			switch {
+			case reason == reasonInDoubt:
+				continue
 			case reason == "":
 				settled = append(settled, o.Key)
 				continue
@@ -156,7 +200,8 @@ func (c *Core) compare(ctx context.Context, i store.Issuer, in *instance, listed
 				found++
 			}
 		}
-		if _, err := store.SettleOrphans(ctx, tx, in.account(), settled); err != nil || found == 0 {
+		ended, err := store.SettleOrphans(ctx, tx, in.account(), settled)
+		if err != nil || found+ended == 0 {
 			return err
 		}
 		return revision.Bump(ctx, tx, collectionOrders)
@@ -177,10 +222,14 @@ func (c *Core) keepOrphan(ctx context.Context, tx pgx.Tx, i store.Issuer, in *in
 	for _, name := range o.DNSNames {
 		row.DNSNames = append(row.DNSNames, clip(name))
 	}
-	isNew, err := store.UpsertOrphan(ctx, tx, row)
-	if err != nil || !isNew {
+	if o.PlacedAt.IsZero() && reason == reasonNotInJournal {
+		row.Status = orphanSeen // the CA does not say when: it may be of this moment
+	}
+	stored, err := store.UpsertOrphan(ctx, tx, row, c.now().Add(-sweepGrace))
+	if err != nil || stored == "" || stored == row.ID && row.Status == orphanSeen {
 		return false, err
 	}
+	row.ID = stored
 	c.log.Warn("the CA has an order that the journal does not account for", logx.ID(logx.KeyIssuer, i.ID),
 		zap.String("ca_key", row.CAKey), zap.String("reason", reason), logx.ID(logx.KeyOrder, o.OrderID))
 	return true, emit(ctx, tx, auditlog.Event(ctx, auditlog.Entry{Action: "order.orphan_found", ResourceType: "order", ResourceID: row.ID,
@@ -239,7 +288,7 @@ func (v journalView) judge(o issuer.ListedOrder) (reason, message string) {
 	k, ok := v.byID[o.OrderID]
 	switch {
 	case o.OrderID == "" && v.lost[o.CommonName]:
-		return "", "" // the CA does not say whose it is, and it may be one that is being looked for
+		return reasonInDoubt, "" // the CA does not say whose it is, and it may be one that is being looked for
 	case !ok || o.OrderID == "":
 		return reasonNotInJournal, "nobody placed this order through certctl, or its record is lost"
 	case k.CAKey != "":
@@ -247,7 +296,7 @@ func (v journalView) judge(o issuer.ListedOrder) (reason, message string) {
 	case final(k.Status):
 		return reasonGivenUp, fmt.Sprintf("order %s is %s here, and %s at the CA", k.ID, k.Status, o.State)
 	default:
-		return "", "" // its reply is being waited for, or was lost and is being looked for
+		return reasonInDoubt, "" // its reply is being waited for, or was lost and is being looked for
 	}
 }
 
@@ -332,9 +381,14 @@ func (c *Core) adopted(ctx context.Context, q store.Querier, orphan store.Orphan
 	if err != nil {
 		return store.Order{}, err
 	}
-	in, err := c.instances.get(ctx, i)
+	known, err := store.KnownOrders(ctx, q, orphan.Account, orphan.IssuerID, []string{orphan.CAKey}, nil)
 	if err != nil {
-		return store.Order{}, instanceError(i, err)
+		return store.Order{}, err
+	}
+	for _, k := range known {
+		if k.Status == Issued || !final(k.Status) {
+			return store.Order{}, errs.New(errs.Conflict, "ORPHAN_ACCOUNTED_FOR", "order %s is this order of the CA by now", k.ID)
+		}
 	}
 	now := c.now()
 	o := store.Order{
@@ -345,7 +399,7 @@ func (c *Core) adopted(ctx context.Context, q store.Querier, orphan store.Orphan
 	if own {
 		o.AgentID, o.CSR, o.CSRSHA256 = like.AgentID, like.CSR, like.CSRSHA256
 	}
-	patience := cmp.Or(i.PendingDeadline, in.caps.PendingDeadline, defaultPendingDeadline)
+	patience := cmp.Or(i.PendingDeadline, c.Capabilities(i).PendingDeadline, defaultPendingDeadline)
 	o.DeadlineTime = now.Add(patience)
 	o.DueTime = c.lookAfter(o.DeadlineTime)
 	return o, nil

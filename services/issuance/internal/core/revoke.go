@@ -115,10 +115,14 @@ func (c *Core) storeRevocation(ctx context.Context, tx pgx.Tx, certificate store
 	default:
 		row.Status, row.DueTime, row.LastError = RevocationUnsupported, time.Time{}, "this CA has no revocation that certctl could use"
 	}
-	first, err := store.InsertRevocation(ctx, tx, row)
-	if err != nil || !first {
+	stored, err := store.InsertRevocation(ctx, tx, row)
+	if err != nil {
 		return err
 	}
+	if stored == "" {
+		return sayAgain(ctx, tx, row)
+	}
+	row.ID = stored
 	events := []outbox.Event{auditRevocation(ctx, row, "revocation.recorded", auditlog.Success)}
 	switch row.Status {
 	case RevocationDone:
@@ -127,6 +131,15 @@ func (c *Core) storeRevocation(ctx context.Context, tx pgx.Tx, certificate store
 		events = append(events, revocationChanged(row))
 	}
 	return emit(ctx, tx, events...)
+}
+
+// sayAgain tells inventory how a revocation stands that was asked for once more, where inventory may think that it goes on.
+func sayAgain(ctx context.Context, tx pgx.Tx, asked store.Revocation) error {
+	row, err := store.GetRevocationOf(ctx, tx, asked.IssuerID, asked.SerialNumber)
+	if err != nil || row.Status != RevocationFailed && row.Status != RevocationUnsupported {
+		return err
+	}
+	return emit(ctx, tx, revocationChanged(row))
 }
 
 func auditRevocation(ctx context.Context, r store.Revocation, action string, outcome auditv1.Event_Outcome) outbox.Event {

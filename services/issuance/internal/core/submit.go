@@ -128,9 +128,6 @@ func (c *Core) knownOrder(ctx context.Context, r SubmitRequest, otherwise error)
 	if !bytes.Equal(o.RequestSHA256, r.hash()) {
 		return store.Order{}, errs.New(errs.Conflict, "ORDER_ID_REUSED", "order %s was placed with another content", o.ID)
 	}
-	if o.Status == Pending && !o.DeadlineTime.After(c.now()) {
-		return c.watchAgain(ctx, o)
-	}
 	return o, nil
 }
 
@@ -173,13 +170,14 @@ func (c *Core) prepare(ctx context.Context, r SubmitRequest) (store.Order, rules
 }
 
 // previousOrder finds the order that a new one renews at the CA: the last one of the same certificate and holder of the key,
-// in the same CA account, whose certificate is not revoked.
+// at the same issuer, whose certificate is not revoked. (Should the issuer be at another account by now, the CA does not know
+// the old order, and its connector makes a new one.)
 func (c *Core) previousOrder(ctx context.Context, o store.Order, in *instance) (string, error) {
 	if !in.caps.Reissue {
 		return "", nil
 	}
 	last, err := store.LastIssued(ctx, c.deps.DB.Pool, o.CertificateID, o.IssuerID, &o.AgentID)
-	if store.IsNotFound(err) || err == nil && last.Account != o.Account {
+	if store.IsNotFound(err) {
 		return "", nil
 	}
 	if err != nil {
@@ -216,12 +214,12 @@ func (c *Core) call(ctx context.Context, o store.Order, csr *x509.CertificateReq
 	if err := c.checkpoint(pointIntent, o.ID); err != nil {
 		return store.Order{}, err
 	}
-	request, err := c.submitRequest(ctx, o, csr)
+	callCtx, cancel := context.WithTimeout(ctx, c.cfg.CallTimeout) // the lease is longer, whatever it is that takes time
+	defer cancel()
+	request, err := c.submitRequest(callCtx, o, csr)
 	if err != nil {
 		return store.Order{}, err
 	}
-	callCtx, cancel := context.WithTimeout(ctx, c.cfg.CallTimeout)
-	defer cancel()
 	s, callErr := in.Submit(callCtx, request)
 	if err := c.checkpoint(pointCalled, o.ID); err != nil {
 		return store.Order{}, err

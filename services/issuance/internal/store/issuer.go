@@ -89,9 +89,10 @@ func oneIssuer(ctx context.Context, q Querier, sql, id string) (Issuer, error) {
 func UpdateIssuer(ctx context.Context, q Querier, i Issuer) error {
 	_, err := changed(ctx, q, "change issuer", `UPDATE issuers SET name = $2, config = $3, config_hash = $4, enabled = $5,
  max_validity_seconds = $6, pending_deadline_seconds = $7, update_time = now(), revision = revision + 1,
- status = CASE WHEN config_hash = $4 THEN status ELSE 'UNTESTED' END, last_error = CASE WHEN config_hash = $4 THEN last_error ELSE '' END,
- last_test_time = CASE WHEN config_hash = $4 THEN last_test_time END WHERE id = $1`,
-		i.ID, i.Name, i.Config, i.ConfigHash, i.Enabled, seconds(i.MaxValidity), seconds(i.PendingDeadline))
+ status = CASE WHEN config_hash = $4 THEN status ELSE $8 END, last_error = CASE WHEN config_hash = $4 THEN last_error ELSE $9 END,
+ last_test_time = CASE WHEN config_hash = $4 THEN last_test_time ELSE $10 END WHERE id = $1`,
+		i.ID, i.Name, i.Config, i.ConfigHash, i.Enabled, seconds(i.MaxValidity), seconds(i.PendingDeadline),
+		i.Status, i.LastError, nullTime(i.LastTestTime))
 	return err
 }
 

@@ -212,6 +212,13 @@ func MoveOrder(ctx context.Context, q Querier, o Order, m Move) (bool, error) {
 	return n == 1, err
 }
 
+// HastenOrder makes an order that waits for the reconciler due now.
+func HastenOrder(ctx context.Context, q Querier, id string) error {
+	_, err := changed(ctx, q, "hasten order", `UPDATE orders SET due_time = now() WHERE id = $1 AND status IN ('CREATED', 'UNKNOWN')
+ AND due_time > now() AND (lease_until IS NULL OR lease_until <= now())`, id)
+	return err
+}
+
 // NoteProblem writes what is to be said of an order that has ended.
 func NoteProblem(ctx context.Context, q Querier, id string, revision int32, reason, message string) (bool, error) {
 	n, err := changed(ctx, q, "note problem of order", `UPDATE orders SET error_reason = $3, error_message = $4, revision = revision + 1

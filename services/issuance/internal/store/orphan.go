@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -42,24 +43,36 @@ func scanOrphan(row pgx.CollectableRow) (Orphan, error) {
 	return o, err
 }
 
-// UpsertOrphan stores an orphan, or what has changed of one that waits for a decision. One that was decided stays as it is.
-// It tells whether it is new or has changed.
-func UpsertOrphan(ctx context.Context, q Querier, o Orphan) (bool, error) {
-	n, err := changed(ctx, q, "store orphan", `INSERT INTO orphans AS o (id, issuer_id, account, ca_key, ca_reference, order_id, ca_state, common_name,
+// UpsertOrphan stores an orphan, or what has changed of one that waits for a decision. One that was decided stays as it is; one
+// that was only SEEN is OPEN when it was so before a time, or is not in doubt any more.
+// It gives the id under which it is stored, or none when nothing has changed.
+func UpsertOrphan(ctx context.Context, q Querier, o Orphan, seenBefore time.Time) (id string, err error) {
+	err = q.QueryRow(ctx, `INSERT INTO orphans AS o (id, issuer_id, account, ca_key, ca_reference, order_id, ca_state, common_name,
  dns_names, serial_number, reason, message, placed_time, create_time, status)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, 'OPEN')
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
 ON CONFLICT (account, ca_key) DO UPDATE SET ca_state = EXCLUDED.ca_state, ca_reference = EXCLUDED.ca_reference,
  serial_number = EXCLUDED.serial_number, reason = EXCLUDED.reason, message = EXCLUDED.message, status = 'OPEN', revision = o.revision + 1
-WHERE o.status IN ('OPEN', 'GONE') AND (o.status, o.ca_state, o.serial_number, o.reason) IS DISTINCT FROM ('OPEN', EXCLUDED.ca_state, EXCLUDED.serial_number, EXCLUDED.reason)`,
+WHERE (o.status IN ('OPEN', 'GONE') OR o.status = 'SEEN' AND (EXCLUDED.status = 'OPEN' OR o.create_time < $16)) AND (o.status, o.ca_state, o.serial_number, o.reason) IS DISTINCT FROM ('OPEN', EXCLUDED.ca_state, EXCLUDED.serial_number, EXCLUDED.reason)
+RETURNING id`,
 		o.ID, o.IssuerID, o.Account, o.CAKey, reference(o.CAReference), o.OrderID, o.CAState, o.CommonName, list(o.DNSNames),
-		o.SerialNumber, o.Reason, o.Message, nullTime(o.PlacedTime), o.CreateTime)
-	return n == 1, err
+		o.SerialNumber, o.Reason, o.Message, nullTime(o.PlacedTime), o.CreateTime, o.Status, seenBefore).Scan(&id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", nil
+	}
+	return one("store orphan", id, err)
 }
 
 // SettleOrphans ends orphans that the journal knows by now.
 func SettleOrphans(ctx context.Context, q Querier, account string, keys []string) (int, error) {
 	return changed(ctx, q, "settle orphans", `UPDATE orphans SET status = 'GONE', revision = revision + 1
- WHERE account = $1 AND ca_key = ANY($2) AND status = 'OPEN'`, account, keys)
+ WHERE account = $1 AND ca_key = ANY($2) AND status IN ('SEEN', 'OPEN')`, account, keys)
+}
+
+// SettleKnown ends the orphans of an issuer that the journal accounts for by now, listed or not.
+func SettleKnown(ctx context.Context, q Querier, issuerID string) (int, error) {
+	return changed(ctx, q, "settle known orphans", `UPDATE orphans SET status = 'GONE', revision = revision + 1
+ WHERE issuer_id = $1 AND status IN ('SEEN', 'OPEN') AND EXISTS (SELECT 1 FROM orders o WHERE o.issuer_id = orphans.issuer_id
+ AND o.ca_key = orphans.ca_key AND o.ca_key <> '' AND o.status NOT IN ('FAILED', 'CANCELLED'))`, issuerID)
 }
 
 // DecideOrphan ends an orphan that waits for a decision; false when it does not.
@@ -115,17 +128,40 @@ type KnownOrder struct {
 	Status string
 }
 
-// KnownOrders reads the orders of a CA account that have one of the keys, and those with one of the ids.
-func KnownOrders(ctx context.Context, q Querier, account string, keys, ids []string) ([]KnownOrder, error) {
+// KnownOrders reads the orders of a CA account or an issuer that have one of the keys, and those with one of the ids. (The
+// account of an issuer is another one after its credentials were changed.)
+func KnownOrders(ctx context.Context, q Querier, account, issuerID string, keys, ids []string) ([]KnownOrder, error) {
 	return collect(ctx, q, "read orders that a CA lists", pgx.RowToStructByPos[KnownOrder],
 		`SELECT id, ca_key, status FROM orders WHERE account = $1 AND ca_key <> '' AND ca_key = ANY($2)
-UNION SELECT id, ca_key, status FROM orders WHERE id = ANY($3)`, account, list(keys), list(ids))
+UNION SELECT id, ca_key, status FROM orders WHERE issuer_id = $4 AND ca_key <> '' AND ca_key = ANY($2)
+UNION SELECT id, ca_key, status FROM orders WHERE id = ANY($3)`, account, list(keys), list(ids), issuerID)
 }
 
 // LostNames are the DNS names of the orders of a CA account whose reply is being waited for, or was lost.
 func LostNames(ctx context.Context, q Querier, account string) ([]string, error) {
 	return collect(ctx, q, "read names of lost orders", pgx.RowTo[string],
 		`SELECT DISTINCT unnest(array_append(dns_names, common_name)) FROM orders WHERE status IN ('SUBMITTING', 'UNKNOWN') AND account = $1`, account)
+}
+
+// OldestLost is when the oldest of them was submitted; zero: there is none.
+func OldestLost(ctx context.Context, q Querier, account string) (time.Time, error) {
+	var t *time.Time
+	err := q.QueryRow(ctx, `SELECT min(create_time) FROM orders WHERE status IN ('SUBMITTING', 'UNKNOWN') AND account = $1`, account).Scan(&t)
+	at, err := one("read oldest lost order", t, err)
+	return timeOf(at), err
+}
+
+// BeginSweep takes the comparison of an issuer's orders for a while; false when another replica has it.
+func BeginSweep(ctx context.Context, q Querier, issuerID string, leaseFor time.Duration) (bool, error) {
+	n, err := changed(ctx, q, "begin search for orphans", `UPDATE issuers SET sweep_until = now() + $2::interval
+ WHERE id = $1 AND (sweep_until IS NULL OR sweep_until <= now())`, issuerID, leaseFor)
+	return n == 1, err
+}
+
+// EndSweep gives it back.
+func EndSweep(ctx context.Context, q Querier, issuerID string) error {
+	_, err := changed(ctx, q, "end search for orphans", `UPDATE issuers SET sweep_until = NULL WHERE id = $1`, issuerID)
+	return err
 }
 
 // SweepTime is up to when an issuer's CA was compared with the journal; zero: never.

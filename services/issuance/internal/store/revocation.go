@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -84,22 +85,36 @@ func AnyCertificate(ctx context.Context, q Querier, issuerID string) (Certificat
 	return one("read issued certificate", c, err)
 }
 
-// InsertRevocation stores a revocation; false when the certificate is revoked already: the first one stays, unless the CA
-// refused it and this one is newer.
-func InsertRevocation(ctx context.Context, q Querier, r Revocation) (bool, error) {
-	n, err := changed(ctx, q, "store revocation", `INSERT INTO revocations (id, issuer_id, serial_number, certificate_id, reason,
+// InsertRevocation stores a revocation and gives the id under which it is stored; none when the certificate is revoked
+// already: the first one stays, unless the CA refused it and this one is newer.
+func InsertRevocation(ctx context.Context, q Querier, r Revocation) (id string, err error) {
+	err = q.QueryRow(ctx, `INSERT INTO revocations (id, issuer_id, serial_number, certificate_id, reason,
  revocation_time, not_after, status, last_error, due_time, end_time)
  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, CASE WHEN $10::timestamptz IS NULL THEN now() END)
  ON CONFLICT (issuer_id, serial_number) DO UPDATE SET reason = EXCLUDED.reason, revocation_time = EXCLUDED.revocation_time, status = EXCLUDED.status,
  last_error = '', due_time = EXCLUDED.due_time, end_time = EXCLUDED.end_time, attempts = 0, ca_request = '{}'
- WHERE revocations.status = 'FAILED' AND EXCLUDED.revocation_time > revocations.revocation_time`, r.ID, r.IssuerID, r.SerialNumber, r.CertificateID, r.Reason,
-		r.RevocationTime, r.NotAfter, r.Status, r.LastError, nullTime(r.DueTime))
-	return n == 1, err
+ WHERE revocations.status IN ('FAILED', 'UNSUPPORTED') AND EXCLUDED.revocation_time > revocations.revocation_time RETURNING id`,
+		r.ID, r.IssuerID, r.SerialNumber, r.CertificateID, r.Reason,
+		r.RevocationTime, r.NotAfter, r.Status, r.LastError, nullTime(r.DueTime)).Scan(&id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", nil
+	}
+	return one("store revocation", id, err)
 }
 
 // GetRevocation reads one by its id.
 func GetRevocation(ctx context.Context, q Querier, id string) (Revocation, error) {
 	rows, err := q.Query(ctx, `SELECT `+revocationColumns+` FROM revocations r WHERE r.id = $1`, id)
+	if err != nil {
+		return Revocation{}, fmt.Errorf("read revocation: %w", err)
+	}
+	r, err := pgx.CollectExactlyOneRow(rows, scanRevocation)
+	return one("read revocation", r, err)
+}
+
+// GetRevocationOf reads the revocation of a certificate.
+func GetRevocationOf(ctx context.Context, q Querier, issuerID, serial string) (Revocation, error) {
+	rows, err := q.Query(ctx, `SELECT `+revocationColumns+` FROM revocations r WHERE r.issuer_id = $1 AND r.serial_number = $2`, issuerID, serial)
 	if err != nil {
 		return Revocation{}, fmt.Errorf("read revocation: %w", err)
 	}

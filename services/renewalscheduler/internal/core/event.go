@@ -267,6 +267,12 @@ func (c *Core) orderChanged(ctx context.Context, tx *store.Tx, e *issuancev1.Ord
 		return err
 	}
 	before := j.Revision
+	if o.GetStatus() == issuancev1.Order_PENDING && o.GetLastError().GetReason() == "" && j.State == store.AwaitingCA && j.Error.Reason != "" {
+		j.Error = store.Problem{} // what the order waited for is over
+		if err := tx.SaveJob(ctx, j); err != nil {
+			return err
+		}
+	}
 	if err := c.applyOrder(ctx, tx, j, k, o); err != nil || j.Revision == before {
 		return err
 	}

@@ -501,10 +501,10 @@ func (c *Core) applyOrder(ctx context.Context, tx *store.Tx, j *store.Job, k *st
 }
 
 // boughtInVain tells whether an order failed although the CA took it: another try would buy another certificate of the same
-// kind, so a human decides.
+// kind, so the job ends, and planAfter makes the next one wait.
 func boughtInVain(reason string) bool {
 	switch reason {
-	case "CERTIFICATE_MISMATCH", "CERTIFICATE_DUPLICATE", "CERTIFICATE_TOO_LARGE", "ORDER_DEADLINE", "ORDER_NOT_FOUND":
+	case "CERTIFICATE_MISMATCH", "CERTIFICATE_DUPLICATE", "CERTIFICATE_TOO_LARGE", "ORDER_DEADLINE", "ORDER_NOT_FOUND", "ORDER_GIVEN_UP":
 		return true
 	default:
 		return false

@@ -1,8 +1,8 @@
 -- +goose Up
 -- Somebody asked for a poll at once: it is claimed whatever is known of the CA.
 ALTER TABLE polls ADD COLUMN hastened boolean NOT NULL DEFAULT false;
--- Since when the CA has said that it has no such order.
-ALTER TABLE polls ADD COLUMN missing_time timestamptz;
+-- Since when the CA has refused to answer for the order.
+ALTER TABLE polls ADD COLUMN refused_time timestamptz;
 CREATE INDEX polls_hastened ON polls (issuer_id, due_time, order_id) WHERE hastened AND end_time IS NULL;
 -- A claim is for one issuer after the other. With another condition than polls_due, which fits the claim's order too: that index
 -- would lead it past all rows of an issuer with many that are due to get at those of the others.
@@ -33,4 +33,4 @@ DROP TABLE poll_answers;
 ALTER TABLE polls RESET (autovacuum_vacuum_scale_factor);
 DROP INDEX polls_pending, polls_hastened, polls_issuer_due;
 CREATE INDEX polls_issuer_due ON polls (issuer_id, due_time, order_id) WHERE state IN ('WAITING', 'LEASED');
-ALTER TABLE polls DROP COLUMN missing_time, DROP COLUMN hastened;
+ALTER TABLE polls DROP COLUMN refused_time, DROP COLUMN hastened;

@@ -4,6 +4,8 @@
 ALTER TABLE issuers ADD COLUMN pending_deadline_seconds bigint NOT NULL DEFAULT 0 CHECK (pending_deadline_seconds >= 0);
 -- Up to when the CA's own list of orders has been compared with the journal.
 ALTER TABLE issuers ADD COLUMN sweep_time timestamptz;
+-- Until when one replica compares it.
+ALTER TABLE issuers ADD COLUMN sweep_until timestamptz;
 
 -- account is a hash: two issuers on one CA account have the same. ca_key is how the CA's list calls the order.
 ALTER TABLE orders
@@ -12,6 +14,7 @@ ALTER TABLE orders
     -- The order that this one renews at the CA.
     ADD COLUMN previous_order_id text NOT NULL DEFAULT '';
 CREATE INDEX orders_ca_key ON orders (account, ca_key) WHERE ca_key <> '';
+CREATE INDEX orders_issuer_ca_key ON orders (issuer_id, ca_key) WHERE ca_key <> '';
 -- Claims go from issuer to issuer, so that the many due rows of one are never in front of another's.
 CREATE INDEX orders_issuer_due ON orders (issuer_id, due_time, id) WHERE due_time IS NOT NULL;
 CREATE INDEX orders_renewable ON orders (certificate_id, issuer_id, agent_id, issue_time) WHERE status = 'ISSUED';
@@ -43,8 +46,8 @@ CREATE TABLE orphans (
     message       text        NOT NULL,
     placed_time   timestamptz,
     create_time   timestamptz NOT NULL,
-    -- OPEN waits for a human; GONE: the journal knows it by now, or has learned of it.
-    status        text        NOT NULL CHECK (status IN ('OPEN', 'ADOPTED', 'DISMISSED', 'GONE')),
+    -- SEEN: it may be on its way into the journal; OPEN waits for a human; GONE: the journal accounts for it by now.
+    status        text        NOT NULL CHECK (status IN ('SEEN', 'OPEN', 'ADOPTED', 'DISMISSED', 'GONE')),
     revision      integer     NOT NULL DEFAULT 1,
     UNIQUE (account, ca_key)
 );
