@@ -82,7 +82,7 @@ func TestPendingOrdersOfFourCAsWaitAsRows(t *testing.T) {
 	}
 	began := time.Now()
 	l.fill(orders, window)
-	t.Logf("%d orders placed at %d CAs and stored in %s; all become due within %s", orders, len(l.cas), time.Since(began).Round(time.Second), window)
+	t.Logf("%d pending orders at %d CAs stored in %s; all become due within %s", orders, len(l.cas), time.Since(began).Round(time.Second), window)
 
 	quiet := l.observe("all CAs answer", nil)
 	require.Positive(t, quiet.polls)
@@ -146,7 +146,8 @@ func (l *pendingLoad) connector(ca string) issuer.Issuer {
 	return in
 }
 
-// fill places orders at the CAs, and stores them as the journal and the polls would hold them a day later.
+// fill places some orders at each CA, and stores many as the journal and the polls would hold them a day later: what waits are
+// rows, and several of them ask the CA about the same order of it.
 func (l *pendingLoad) fill(orders int, window time.Duration) {
 	l.t.Helper()
 	var mu sync.Mutex
@@ -154,44 +155,47 @@ func (l *pendingLoad) fill(orders int, window time.Duration) {
 	g, ctx := errgroup.WithContext(l.t.Context())
 	for _, ca := range l.cas {
 		in := l.connector(ca)
-		name := "load." + ca + ".example.com"
-		r := issuertest.NewRequest(l.t, "ord-load", issuertest.NewKey(l.t, certcheck.ECDSAP256), issuertest.Names(l.t, name))
+		r := issuertest.NewRequest(l.t, "ord-load", issuertest.NewKey(l.t, certcheck.ECDSAP256), issuertest.Names(l.t, "load."+ca+".example.com"))
 		r.Lifetime = 60 * 24 * time.Hour
-		next := make(chan int)
 		g.Go(func() error {
-			defer close(next)
+			refs, err := l.placeMany(ctx, in, r)
+			if err != nil {
+				return fmt.Errorf("place orders at %s: %w", ca, err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
 			for n := range orders / len(l.cas) {
-				select {
-				case next <- n:
-				case <-ctx.Done():
-					return ctx.Err()
-				}
+				id, ref, now := fmt.Sprintf("ord-load-%s-%06d", ca, n), refs[n%len(refs)], time.Now()
+				journal = append(journal, []any{id, "cert-load", ca, "prof-default", "PENDING", r.Names.DNSNames, []string{}, []string{}, []string{},
+					[]string{"SERVER_AUTH"}, int64(r.Lifetime.Seconds()), r.CSR.Raw, "sum", []byte("sum"), json.RawMessage(ref), now.Add(-24 * time.Hour),
+					now.Add(30 * 24 * time.Hour), now.Add(24 * time.Hour)})
+				polls = append(polls, []any{id, ca, ref, nil, now.Add(30 * 24 * time.Hour), now.Add(-24 * time.Hour), now.Add(-24 * time.Hour), 10})
 			}
 			return nil
 		})
-		for range 4 {
-			g.Go(func() error {
-				for n := range next {
-					each := r
-					each.OrderID = fmt.Sprintf("ord-load-%s-%06d", ca, n)
-					ref, err := l.place(ctx, in, each)
-					if err != nil {
-						return fmt.Errorf("place order %d at %s: %w", n, ca, err)
-					}
-					now := time.Now()
-					mu.Lock()
-					journal = append(journal, []any{each.OrderID, "cert-load", ca, "prof-default", "PENDING", []string{name}, []string{}, []string{}, []string{},
-						[]string{"SERVER_AUTH"}, int64(r.Lifetime.Seconds()), r.CSR.Raw, "sum", []byte("sum"), json.RawMessage(ref), now.Add(-24 * time.Hour),
-						now.Add(30 * 24 * time.Hour), now.Add(24 * time.Hour)})
-					polls = append(polls, []any{each.OrderID, ca, ref, nil, now.Add(30 * 24 * time.Hour),
-						now.Add(-24 * time.Hour), now.Add(-24 * time.Hour), 10})
-					mu.Unlock()
-				}
-				return nil
-			})
-		}
 	}
 	require.NoError(l.t, g.Wait())
+	l.store(journal, polls, window)
+}
+
+// placedOrders is how many orders each CA has.
+const placedOrders = 200
+
+func (l *pendingLoad) placeMany(ctx context.Context, in issuer.Issuer, r issuer.SubmitRequest) ([]string, error) {
+	var refs []string
+	for n := range placedOrders {
+		r.OrderID = fmt.Sprintf("ord-placed-%06d", n)
+		ref, err := l.place(ctx, in, r)
+		if err != nil {
+			return nil, err
+		}
+		refs = append(refs, ref)
+	}
+	return refs, nil
+}
+
+func (l *pendingLoad) store(journal, polls [][]any, window time.Duration) {
+	l.t.Helper()
 	base := time.Now().Add(storing)
 	for _, row := range polls {
 		row[3] = base.Add(time.Duration(rand.Int64N(int64(window))))

@@ -148,14 +148,14 @@ func peak(t *testing.T) int {
 	return 0
 }
 
-// TestAHundredThousandPendingOrdersArePolledInTime takes as many seconds as CERTCTL_POLL_LOAD says, 60 or more, and wants the
+// TestAHundredThousandPendingOrdersArePolledInTime takes as many seconds as POLL_LOAD says, 60 or more, and wants the
 // machine for itself:
 //
-//	CERTCTL_POLL_LOAD=90 go test ./services/asyncpoller -run HundredThousand -v
+//	POLL_LOAD=90 go test ./services/asyncpoller -run HundredThousand -v
 func TestAHundredThousandPendingOrdersArePolledInTime(t *testing.T) { //nolint:paralleltest // it measures
-	seconds, _ := strconv.Atoi(os.Getenv("CERTCTL_POLL_LOAD"))
+	seconds, _ := strconv.Atoi(os.Getenv("POLL_LOAD"))
 	if seconds == 0 {
-		t.Skip("CERTCTL_POLL_LOAD is not set")
+		t.Skip("POLL_LOAD is not set")
 	}
 	c := &crowd{due: map[string]time.Time{}, lags: map[string][]time.Duration{}}
 	db := testpg.NewDatabase(t, asyncpoller.Schema())

@@ -21,6 +21,7 @@ func faultChecks() map[Kind]func(*plainClient) {
 		Delay: checkDelay, DelayAfter: checkDelay, Hang: checkHang, RateLimit: checkRateLimit,
 		ServerError:         func(p *plainClient) { checkServerError(p, ServerError, 0) },
 		ServerErrorAfter:    func(p *plainClient) { checkServerError(p, ServerErrorAfter, 1) },
+		ClientError:         checkClientError,
 		HTMLPage:            func(p *plainClient) { checkPage(p, HTMLPage, 0) },
 		HTMLPageAfter:       func(p *plainClient) { checkPage(p, HTMLPageAfter, 1) },
 		DropBefore:          func(p *plainClient) { checkDrop(p, DropBefore, 0) },
@@ -133,6 +134,22 @@ func checkServerError(p *plainClient, kind Kind, orders int) {
 	require.Equal(p.t, http.StatusServiceUnavailable, a.status)
 	require.True(p.t, json.Valid(a.body), "%s", a.body)
 	p.orders(orders)
+}
+
+// checkClientError: GlobalSign and Entrust Certificate Services have no codes of errors.
+func checkClientError(p *plainClient) {
+	p.set("submit", Fault{Kind: ClientError, Status: http.StatusConflict, Code: "-7", Times: 1})
+	a, err := p.order()
+	require.NoError(p.t, err)
+	require.Equal(p.t, http.StatusConflict, a.status)
+	require.True(p.t, json.Valid(a.body), "%s", a.body)
+	require.Equal(p.t, p.ca != GlobalSign && p.ca != EntrustECS, bytes.Contains(a.body, []byte("-7")), "%s", a.body)
+	p.orders(0)
+	p.set("submit", Fault{Kind: ClientError, Times: 1})
+	a, err = p.order()
+	require.NoError(p.t, err)
+	require.Equal(p.t, http.StatusBadRequest, a.status)
+	p.orders(0)
 }
 
 func checkPage(p *plainClient, kind Kind, orders int) {

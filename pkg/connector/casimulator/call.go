@@ -28,6 +28,8 @@ type api interface {
 	operations() []operation
 	// problem is how this CA says that something is wrong.
 	problem(status int, message string) reply
+	// refusal is problem with a code of the caller's; empty is the usual one, and a CA without codes leaves it out.
+	refusal(status int, code, message string) reply
 	// locate finds the order that an operation's path names, for faults that are about one order.
 	locate(c *call) (*order, bool)
 }

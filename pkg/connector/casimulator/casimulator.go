@@ -126,7 +126,7 @@ func (s *Simulator) open() error {
 		return err
 	}
 	s.apis = []api{newDigiCert(s), newSectigo(s), newGlobalSign(s), newEntrustGateway(s), newEntrustECS(s)}
-	s.handler = s.routes()
+	s.handler = s.routes(true)
 	s.Play(s.config.Scenario)
 	return nil
 }

@@ -2,9 +2,14 @@ package casimulator_test
 
 import (
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"net"
 	"net/http"
+	"os"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -94,4 +99,32 @@ func TestRecordsAreBounded(t *testing.T) {
 	require.Len(t, sim.Requests(), 20_000)
 	require.Len(t, sim.Violations(), 20_000)
 	require.False(t, sim.Requests()[0].At.After(sim.Requests()[19_999].At))
+}
+
+func TestControlIsNotAtAnAddressThatOthersReach(t *testing.T) {
+	t.Parallel()
+	for listen, want := range map[string]int{"127.0.0.1:0": http.StatusOK, "0.0.0.0:0": http.StatusNotFound} {
+		sim := open(t, casimulator.Config{})
+		at, err := sim.Start(t.Context(), casimulator.Listen{Address: listen, ControlAddress: "127.0.0.1:0"})
+		require.NoError(t, err)
+		_, port, err := net.SplitHostPort(at.CAs)
+		require.NoError(t, err)
+		pem, err := os.ReadFile(sim.CAFile())
+		require.NoError(t, err)
+		roots := x509.NewCertPool()
+		require.True(t, roots.AppendCertsFromPEM(pem))
+		client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}}
+		t.Cleanup(client.CloseIdleConnections)
+		status := func(url string) int {
+			request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+			require.NoError(t, err)
+			response, err := client.Do(request)
+			require.NoError(t, err)
+			require.NoError(t, response.Body.Close())
+			return response.StatusCode
+		}
+		require.Equal(t, want, status("https://127.0.0.1:"+port+"/control/v1/orders"), listen)
+		require.Equal(t, http.StatusUnauthorized, status("https://127.0.0.1:"+port+"/digicert/services/v2/user/me"), listen)
+		require.Equal(t, http.StatusOK, status("http://"+at.Control+"/control/v1/orders"))
+	}
 }

@@ -89,6 +89,13 @@ func (a *digicertAPI) problem(status int, message string) reply {
 	return digicertProblem(status, code, message)
 }
 
+func (a *digicertAPI) refusal(status int, code, message string) reply {
+	if code == "" {
+		return a.problem(status, message)
+	}
+	return digicertProblem(status, code, message)
+}
+
 // wrong refuses a request for a mistake in it.
 func (a *digicertAPI) wrong(c *call, code, format string, args ...any) reply {
 	c.violate(format, args...)

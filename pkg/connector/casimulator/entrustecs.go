@@ -47,6 +47,10 @@ func (a *entrustecsAPI) problem(status int, message string) reply {
 	return ecsProblem(status, message)
 }
 
+func (a *entrustecsAPI) refusal(status int, _, message string) reply {
+	return a.problem(status, message)
+}
+
 func ecsProblem(status int, messages ...string) reply {
 	all := make([]ecsMessage, len(messages))
 	for i, m := range messages {

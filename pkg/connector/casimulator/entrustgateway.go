@@ -49,6 +49,10 @@ func (a *entrustgatewayAPI) problem(status int, message string) reply {
 	return gatewayProblem(status, gatewayError{Message: message})
 }
 
+func (a *entrustgatewayAPI) refusal(status int, code, message string) reply {
+	return gatewayProblem(status, gatewayError{Code: code, Message: message})
+}
+
 // gatewayProblem is an ErrorResponse; its code is the name of the status unless it is said.
 func gatewayProblem(status int, e gatewayError) reply {
 	if e.Code == "" {

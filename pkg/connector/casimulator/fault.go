@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -25,6 +26,9 @@ const (
 	// ServerError is Status, 500 by default, in the CA's own form; ServerErrorAfter is that with the work done.
 	ServerError      Kind = "server_error"
 	ServerErrorAfter Kind = "server_error_after"
+	// ClientError is a refusal that passes: Status from 400 to 499, 400 by default, in the CA's own form, with Code instead
+	// of the usual one where the form has a code.
+	ClientError Kind = "client_error"
 	// HTMLPage is a page of a proxy, with Status, 502 by default. HTMLPageAfter is that with the work done.
 	HTMLPage      Kind = "html_page"
 	HTMLPageAfter Kind = "html_page_after"
@@ -79,7 +83,7 @@ const (
 // Kinds are all of them.
 func Kinds() []Kind {
 	return []Kind{
-		Delay, DelayAfter, Hang, RateLimit, ServerError, ServerErrorAfter, HTMLPage, HTMLPageAfter, DropBefore, DropAfter,
+		Delay, DelayAfter, Hang, RateLimit, ServerError, ServerErrorAfter, ClientError, HTMLPage, HTMLPageAfter, DropBefore, DropAfter,
 		ReplyTwice, DoubledReply, SlowBytes, OversizedBody, MalformedJSON, MTLSRefused, TokenExpired, Forgotten,
 		IssueAfter, NeedsApproval, Reject, DuplicateOrder, WrongKey, WrongName, NotYetValid,
 		RootFirst, MissingIntermediate, WrongSerial,
@@ -103,6 +107,7 @@ type Fault struct {
 
 	Delay          time.Duration `yaml:"delay"`
 	Status         int           `yaml:"status"`
+	Code           string        `yaml:"code"`
 	RetryAfter     time.Duration `yaml:"retry_after"`
 	RetryAfterDate bool          `yaml:"retry_after_date"`
 	Reason         string        `yaml:"reason"`
@@ -126,6 +131,10 @@ func (f Fault) validate() error {
 		return fmt.Errorf("fault %s: probability is not between 0 and 1", f.Kind)
 	case f.Delay < 0 || f.RetryAfter < 0:
 		return fmt.Errorf("fault %s: a duration is negative", f.Kind)
+	case f.Code != "" && f.Kind != ClientError:
+		return fmt.Errorf("fault %s: it has no code", f.Kind)
+	case f.Code != "" && f.CA == Sectigo && !isNumber(f.Code):
+		return fmt.Errorf("fault %s: code %q is no number, as those of %s are", f.Kind, f.Code, Sectigo)
 	case f.Bytes < 0 || f.Bytes > maxBytes:
 		return fmt.Errorf("fault %s: bytes is not between 0 and %d", f.Kind, maxBytes)
 	}
@@ -137,6 +146,8 @@ func (f Fault) validateStatus() error {
 	switch f.Kind {
 	case HTMLPage, HTMLPageAfter:
 		low = 200
+	case ClientError:
+		low, high = 400, 499
 	case ServerError, ServerErrorAfter:
 	default:
 		if f.Status != 0 {
@@ -156,8 +167,15 @@ func (f Fault) status() int {
 		return f.Status
 	case f.Kind == HTMLPage || f.Kind == HTMLPageAfter:
 		return 502
+	case f.Kind == ClientError:
+		return 400
 	}
 	return 500
+}
+
+func isNumber(text string) bool {
+	_, err := strconv.Atoi(text)
+	return err == nil
 }
 
 func anywhere(s string) bool { return s == "" || s == "*" }
@@ -182,12 +200,13 @@ func (f Fault) MarshalJSON() ([]byte, error) {
 		Probability    float64 `json:"probability,omitempty"`
 		Delay          string  `json:"delay,omitempty"`
 		Status         int     `json:"status,omitempty"`
+		Code           string  `json:"code,omitempty"`
 		RetryAfter     string  `json:"retry_after,omitempty"`
 		RetryAfterDate bool    `json:"retry_after_date,omitempty"`
 		Reason         string  `json:"reason,omitempty"`
 		Bytes          int     `json:"bytes,omitempty"`
 	}{
-		f.CA, f.Operation, f.Kind, f.CommonName, f.Order, f.Times, f.Probability, duration(f.Delay), f.Status,
+		f.CA, f.Operation, f.Kind, f.CommonName, f.Order, f.Times, f.Probability, duration(f.Delay), f.Status, f.Code,
 		duration(f.RetryAfter), f.RetryAfterDate, f.Reason, f.Bytes,
 	})
 }

@@ -45,6 +45,7 @@ var faultTests = map[casimulator.Kind]func(*testing.T){
 	casimulator.RateLimit:           testRateLimit,
 	casimulator.ServerError:         func(t *testing.T) { testStatus(t, casimulator.ServerError, 500, 0) },
 	casimulator.ServerErrorAfter:    func(t *testing.T) { testStatus(t, casimulator.ServerErrorAfter, 500, 1) },
+	casimulator.ClientError:         testClientError,
 	casimulator.HTMLPage:            func(t *testing.T) { testStatus(t, casimulator.HTMLPage, 502, 0) },
 	casimulator.HTMLPageAfter:       func(t *testing.T) { testStatus(t, casimulator.HTMLPageAfter, 502, 1) },
 	casimulator.DropBefore:          func(t *testing.T) { testDrop(t, casimulator.DropBefore, 0) },
@@ -143,6 +144,18 @@ func testRateLimit(t *testing.T) {
 	at, err := http.ParseTime(a.header.Get("Retry-After"))
 	require.NoError(t, err)
 	require.WithinDuration(t, time.Now().Add(20*time.Second), at, 10*time.Second)
+	require.Empty(t, f.sim.Orders())
+	a, err = f.submit(t)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusCreated, a.status)
+}
+
+func testClientError(t *testing.T) {
+	f := withFault(t, casimulator.Fault{Kind: casimulator.ClientError, Status: 409, Code: "busy", Times: 1})
+	a, err := f.submit(t)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusConflict, a.status)
+	require.Equal(t, "busy", a.text(t, "errors", 0, "code"))
 	require.Empty(t, f.sim.Orders())
 	a, err = f.submit(t)
 	require.NoError(t, err)

@@ -61,6 +61,10 @@ func (a *globalsignAPI) problem(status int, message string) reply {
 	return globalSignProblem(status, message, nil)
 }
 
+func (a *globalsignAPI) refusal(status int, _, message string) reply {
+	return a.problem(status, message)
+}
+
 // globalSignProblem says besides which fields are wrong.
 func globalSignProblem(status int, description string, fields complaints) reply {
 	r := jsonReply(status, struct {

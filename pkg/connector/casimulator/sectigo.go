@@ -87,6 +87,13 @@ func (a *sectigoAPI) problem(status int, message string) reply {
 	return sectigoProblem(status, sectigoGeneral, message)
 }
 
+func (a *sectigoAPI) refusal(status int, code, message string) reply {
+	if code == "" {
+		return a.problem(status, message)
+	}
+	return sectigoProblem(status, atoi(code), message)
+}
+
 func (a *sectigoAPI) wrong(c *call, code int, format string, args ...any) reply {
 	c.violate(format, args...)
 	return sectigoProblem(http.StatusBadRequest, code, fmt.Sprintf(format, args...))

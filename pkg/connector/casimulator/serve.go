@@ -20,8 +20,8 @@ const (
 	defaultOversized = 64 << 20
 )
 
-// routes is all that the simulator serves.
-func (s *Simulator) routes() http.Handler {
+// routes is what the simulator serves: the CAs, and the control API under the same host where control says so.
+func (s *Simulator) routes(control bool) http.Handler {
 	mux := http.NewServeMux()
 	for _, a := range s.apis {
 		for _, op := range a.operations() {
@@ -33,7 +33,9 @@ func (s *Simulator) routes() http.Handler {
 			s.serve(w, r, a, operation{name: opOther, handle: func(c *call) reply { return c.noRoute() }})
 		})
 	}
-	mux.Handle("/control/", s.controlHandler())
+	if control {
+		mux.Handle("/control/", s.controlHandler())
+	}
 	return mux
 }
 
@@ -113,7 +115,7 @@ func (c *call) before() (done reply, stopped bool) {
 		return reply{}, true
 	}
 	c.now = c.sim.now() // a delay takes its time
-	kinds := []Kind{Hang, RateLimit, ServerError, HTMLPage, DropBefore}
+	kinds := []Kind{Hang, RateLimit, ServerError, ClientError, HTMLPage, DropBefore}
 	if c.request.TLS != nil && len(c.request.TLS.PeerCertificates) > 0 {
 		kinds = append(kinds, MTLSRefused)
 	}
@@ -129,6 +131,8 @@ func (c *call) before() (done reply, stopped bool) {
 		return f.limit(c.api, c.sim.said(c.now)), true
 	case ServerError:
 		return f.serverError(c.api), true
+	case ClientError:
+		return c.api.refusal(f.status(), f.Code, "the scenario says so"), true
 	case HTMLPage:
 		return htmlPage(f.status()), true
 	case MTLSRefused:

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -124,12 +125,15 @@ func TestTheJournalIsCompactedAtTheStart(t *testing.T) {
 	require.Equal(t, 1, strings.Count(string(text), "\n"))
 }
 
-// TestAHundredThousandOrders shows that orders that wait cost memory and disk in proportion and nothing else, that one among them
-// is found at once, and that they survive.
-func TestAHundredThousandOrders(t *testing.T) {
-	number := 100_000
-	if testing.Short() {
-		number = 5_000
+// TestManyOrdersCostLittle shows that orders that wait cost memory and disk in proportion and nothing else, that one among them
+// is found at once, and that they survive. It is of
+// 10,000 orders; SIMULATOR_ORDERS=100000 makes it of more.
+func TestManyOrdersCostLittle(t *testing.T) {
+	number := 10_000
+	if text := os.Getenv("SIMULATOR_ORDERS"); text != "" {
+		var err error
+		number, err = strconv.Atoi(text)
+		require.NoError(t, err)
 	}
 	const perOrder = 3 << 10
 	config := casimulator.Config{Dir: t.TempDir(), Scenario: casimulator.Scenario{Unlimited: true, Latency: 24 * time.Hour}}

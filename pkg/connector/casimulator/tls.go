@@ -183,8 +183,8 @@ func (t *transport) serverCertificate(hosts []string) (tls.Certificate, error) {
 type Listen struct {
 	// Address is of the CAs, HTTPS.
 	Address string
-	// ControlAddress is of the control API, plain HTTP without any authentication, which belongs on loopback. Empty
-	// leaves it to the CAs' address alone.
+	// ControlAddress is of the control API, plain HTTP without any authentication, which belongs on loopback. It is also
+	// at the CAs' address if that is a loopback address, and only there if this is empty.
 	ControlAddress string
 	// Hosts are names and addresses of the server certificate besides localhost and the loopback addresses.
 	Hosts []string
@@ -208,6 +208,10 @@ func (s *Simulator) Start(ctx context.Context, l Listen) (Addresses, error) {
 	if err != nil {
 		return Addresses{}, fmt.Errorf("start CA simulator: %w", err)
 	}
+	handler := s.handler
+	if !loopback(cas.Addr()) {
+		handler = s.routes(false)
+	}
 	at := Addresses{CAs: cas.Addr().String()}
 	var control net.Listener
 	if l.ControlAddress != "" {
@@ -217,11 +221,17 @@ func (s *Simulator) Start(ctx context.Context, l Listen) (Addresses, error) {
 		at.Control = control.Addr().String()
 	}
 	s.group = run.NewGroup(ctx, run.Config{})
-	serve(s.group, "cas", tls.NewListener(cas, config), s.handler)
+	serve(s.group, "cas", tls.NewListener(cas, config), handler)
 	if control != nil {
 		serve(s.group, "control", control, s.controlHandler())
 	}
 	return at, nil
+}
+
+// loopback tells whether nobody but this machine reaches an address.
+func loopback(a net.Addr) bool {
+	tcp, ok := a.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
 }
 
 // Wait returns when what Start began has ended.

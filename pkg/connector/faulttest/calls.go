@@ -37,8 +37,11 @@ const shortTimeout, longTimeout = 1, 20
 type trouble struct {
 	name  string
 	fault casimulator.Fault
-	want  []issuer.Outcome // of an error; no error is right as well
+	want  []issuer.Outcome // of an error
 	slow  bool
+	// harmless says that no error is right as well. inBody is trouble with the body of the answer, which is harmless where
+	// an answer has none.
+	harmless, inBody bool
 }
 
 func troubles() []trouble {
@@ -58,11 +61,11 @@ func troubles() []trouble {
 		{name: "HTML with 404", fault: casimulator.Fault{Kind: casimulator.HTMLPage, Status: 404}, want: unknown},
 		{name: "HTML with 502", fault: casimulator.Fault{Kind: casimulator.HTMLPage}, want: unknown},
 		{name: "HTML with 200 after", fault: casimulator.Fault{Kind: casimulator.HTMLPageAfter, Status: 200}, want: unknown},
-		{name: "body too long", fault: casimulator.Fault{Kind: casimulator.OversizedBody, Bytes: 12 << 20}, want: unknown},
-		{name: "JSON cut", fault: casimulator.Fault{Kind: casimulator.MalformedJSON}, want: unknown},
-		{name: "reply twice", fault: casimulator.Fault{Kind: casimulator.ReplyTwice}, want: either},
-		{name: "reply doubled", fault: casimulator.Fault{Kind: casimulator.DoubledReply}, want: either},
-		{name: "slow bytes", fault: casimulator.Fault{Kind: casimulator.SlowBytes, Delay: time.Minute}, want: either, slow: true},
+		{name: "body too long", fault: casimulator.Fault{Kind: casimulator.OversizedBody, Bytes: 12 << 20}, want: unknown, inBody: true},
+		{name: "JSON cut", fault: casimulator.Fault{Kind: casimulator.MalformedJSON}, want: unknown, inBody: true},
+		{name: "reply twice", fault: casimulator.Fault{Kind: casimulator.ReplyTwice}, want: either, harmless: true},
+		{name: "reply doubled", fault: casimulator.Fault{Kind: casimulator.DoubledReply}, want: either, harmless: true},
+		{name: "slow bytes", fault: casimulator.Fault{Kind: casimulator.SlowBytes, Delay: time.Minute}, want: either, slow: true, inBody: true},
 		{name: "late before", fault: casimulator.Fault{Kind: casimulator.Hang}, want: either, slow: true},
 		{name: "late after", fault: casimulator.Fault{Kind: casimulator.DelayAfter, Delay: time.Minute}, want: either, slow: true},
 	}
@@ -185,6 +188,10 @@ func (s Calls) submit(t *testing.T, tr trouble) {
 	r := c.request(t)
 	c.set(tr.fault, "submit")
 	_, err := c.i.Submit(c.ctx, r)
+	require.Equal(t, 1, c.sim.Happened(tr.fault.Kind), "the fault happened")
+	if !tr.harmless {
+		require.Error(t, err)
+	}
 	if err != nil {
 		require.Contains(t, tr.want, issuer.OutcomeOf(err), "%v", err)
 		requireShort(t, err)
@@ -224,6 +231,13 @@ func (s Calls) find(t *testing.T, tr trouble) {
 	c.place(t, r)
 	c.set(tr.fault, "list")
 	sub, there, err := finder.FindOrder(c.ctx, found(r))
+	if tr.fault.Kind != casimulator.ReplyTwice { // questions are not repeated
+		require.Equal(t, 1, c.sim.Happened(tr.fault.Kind), "the fault happened")
+	}
+	cut := tr.fault.Kind == casimulator.DropBefore || tr.fault.Kind == casimulator.DropAfter
+	if !tr.harmless && !cut { // net/http asks again over another connection when one that it kept is cut
+		require.Error(t, err)
+	}
 	if err != nil {
 		require.Equal(t, issuer.OutcomeRetry, issuer.OutcomeOf(err), "%v", err)
 		sub, there = c.lookUp(t, r)
@@ -244,8 +258,12 @@ func (s Calls) revoke(t *testing.T, tr trouble) {
 	require.NoError(t, err)
 	c.set(tr.fault, "revoke")
 	revoke := issuer.RevokeRequest{Ref: sub.Ref, Certificate: chain.Leaf, Reason: issuer.Superseded, RevokedAt: time.Now()}
-	for range 5 {
+	for n := range 5 {
 		revocation, err := revoker.Revoke(c.ctx, revoke)
+		require.Equal(t, 1, c.sim.Happened(tr.fault.Kind), "the fault happened")
+		if n == 0 && !tr.harmless && !tr.inBody { // most CAs answer revocations without a body
+			require.Error(t, err)
+		}
 		if err == nil {
 			require.Equal(t, issuer.Revoked, revocation.State)
 			require.Len(t, c.sim.Orders()[0].Revoked, 1)

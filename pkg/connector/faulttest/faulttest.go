@@ -67,6 +67,8 @@ type scene struct {
 	clock  time.Duration
 	want   Ending
 	bought int // 1 if zero
+	// rare says that the faults need not happen: not every connector presents a client certificate.
+	rare bool
 }
 
 // atOnce is how many orders are under way: they mostly wait.
@@ -100,9 +102,10 @@ func scenes(ca CA) []scene {
 	for _, operation := range slices.Concat(ca.Poll, ca.Before) {
 		for _, f := range transient() {
 			f.Operation, f.Times = operation, 1
-			all = append(all, scene{name: fmt.Sprintf("%s of %s", f.name, operation), faults: []casimulator.Fault{f.Fault}, want: Issued})
+			all = append(all, scene{name: fmt.Sprintf("%s of %s", f.name, operation), faults: []casimulator.Fault{f.Fault, later()}, want: Issued})
 		}
 	}
+	all = append(all, refusedPolls(ca)...)
 	forgotten, wrongSerial, missing := cmp.Or(ca.Forgotten, Rejected), cmp.Or(ca.WrongSerial, Issued), cmp.Or(ca.MissingIntermediate, Mismatch)
 	for offset, want := range map[time.Duration]Ending{24 * time.Hour: ca.Ahead, -24 * time.Hour: ca.Behind} {
 		name := fmt.Sprintf("clock of the CA is off by %s", offset)
@@ -131,14 +134,14 @@ func scenes(ca CA) []scene {
 		scene{name: "reply is lost and the certificate has other names", want: Mismatch, faults: []casimulator.Fault{
 			{Kind: casimulator.WrongName}, {Operation: "submit", Kind: casimulator.DropAfter, Times: 1},
 		}},
-		scene{name: "serial number is another", want: wrongSerial, faults: []casimulator.Fault{{Kind: casimulator.WrongSerial}}},
+		scene{name: "serial number is another", want: wrongSerial, faults: []casimulator.Fault{later(), {Kind: casimulator.WrongSerial}}},
 		scene{name: "intermediate is missing", want: missing, faults: []casimulator.Fault{{Kind: casimulator.MissingIntermediate}}},
 		scene{name: "root comes first", want: Issued, faults: []casimulator.Fault{{Kind: casimulator.RootFirst}}},
 		scene{name: "two orders are made of one", want: Issued, bought: 2, faults: []casimulator.Fault{{Kind: casimulator.DuplicateOrder, Times: 1}}},
 		scene{name: "two orders are made of one and the reply is lost", want: Issued, bought: 2, faults: []casimulator.Fault{
 			{Kind: casimulator.DuplicateOrder, Times: 1}, {Operation: "submit", Kind: casimulator.DropAfter, Times: 1},
 		}},
-		scene{name: "client certificate is refused once", want: Issued, faults: []casimulator.Fault{{Kind: casimulator.MTLSRefused, Times: 1}}},
+		scene{name: "client certificate is refused once", want: Issued, rare: true, faults: []casimulator.Fault{{Kind: casimulator.MTLSRefused, Times: 1}}},
 		scene{name: "everything fails now and then", want: Issued, faults: []casimulator.Fault{
 			{Kind: casimulator.DropAfter, Probability: 0.2, Times: 3}, {Kind: casimulator.ServerErrorAfter, Probability: 0.2, Times: 3},
 			{Kind: casimulator.RateLimit, Probability: 0.2, Times: 3}, {Kind: casimulator.MalformedJSON, Probability: 0.2, Times: 3},
@@ -147,7 +150,20 @@ func scenes(ca CA) []scene {
 	)
 }
 
-// later lets an order wait for a moment.
+// refusedPolls are refusals of polls, in the CA's own form, that pass: they say nothing of the order, which is paid for. (422 is
+// how GlobalSign says that it has refused a certificate.)
+func refusedPolls(ca CA) []scene {
+	var all []scene
+	for _, operation := range ca.Poll {
+		for _, status := range []int{400, 409} {
+			f := casimulator.Fault{Kind: casimulator.ClientError, Operation: operation, Status: status, Times: 2}
+			all = append(all, scene{name: fmt.Sprintf("client_error %d of %s", status, operation), faults: []casimulator.Fault{f, later()}, want: Issued})
+		}
+	}
+	return all
+}
+
+// later lets an order wait for a moment, so that it is polled: some CAs issue at once.
 func later() casimulator.Fault {
 	return casimulator.Fault{Kind: casimulator.IssueAfter, Operation: "submit", Delay: 200 * time.Millisecond}
 }
@@ -220,8 +236,22 @@ func stage(t *testing.T, ca CA, s scene) func() error {
 	r := request(t, ca)
 	return func() error {
 		got := d.place(r)
-		return errors.Join(d.wrong, d.compare(s, d.judge(r, got), sim))
+		return errors.Join(d.wrong, d.compare(s, d.judge(r, got), sim), s.happened(sim))
 	}
+}
+
+// happened holds against the simulator that what was to go wrong went wrong: a test without its fault tests nothing. Replies are
+// kept for requests that change something only, and nothing more happens to an order that was never taken.
+func (s scene) happened(sim *casimulator.Simulator) error {
+	for _, f := range s.faults {
+		if s.rare || s.want == Refused || f.Probability > 0 || f.Kind == casimulator.ReplyTwice && f.Operation != "submit" {
+			continue
+		}
+		if sim.Happened(f.Kind) == 0 {
+			return fmt.Errorf("the fault %s of %s did not happen", f.Kind, cmp.Or(f.Operation, "anything"))
+		}
+	}
+	return nil
 }
 
 // compare holds the ending and the books of the CA against what is wanted.

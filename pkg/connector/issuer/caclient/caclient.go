@@ -13,7 +13,7 @@
 //	4xx that is not the CA's JSON (HTML)          RetryError          UnknownOutcomeError
 //	client certificate refused in the handshake   PermanentError      PermanentError     FaultConfiguration
 //	401, 403, 301, 308                            PermanentError      PermanentError     FaultConfiguration
-//	other 4xx                                     PermanentError      PermanentError     FaultRequest
+//	other 4xx                                     RetryError          PermanentError     FaultRequest
 //
 // Call.Map and Config.Map may decide otherwise about a 4xx that is the CA's own answer. The *StatusError stays in the chain
 // of each error that an answer caused, for errors.As.

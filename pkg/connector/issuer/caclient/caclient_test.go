@@ -140,8 +140,11 @@ func TestAnswersAreClassedByWhetherTheCallChangesSomething(t *testing.T) {
 		{"429 page", answer(429, "text/html", page), issuer.OutcomeRetry, issuer.OutcomeRetry},
 		{"301", answer(301, "text/html", page), issuer.OutcomePermanent, issuer.OutcomePermanent},
 		{"302", answer(302, "text/html", page), issuer.OutcomeRetry, issuer.OutcomeUnknown},
-		{"400", answer(400, "application/json", `{"message":"no"}`), issuer.OutcomePermanent, issuer.OutcomePermanent},
-		{"400 without a body", answer(400, "application/json", ``), issuer.OutcomePermanent, issuer.OutcomePermanent},
+		{"400", answer(400, "application/json", `{"message":"no"}`), issuer.OutcomeRetry, issuer.OutcomePermanent},
+		{"400 without a body", answer(400, "application/json", ``), issuer.OutcomeRetry, issuer.OutcomePermanent},
+		{"404", answer(404, "application/json", `{"message":"no"}`), issuer.OutcomeRetry, issuer.OutcomePermanent},
+		{"409", answer(409, "application/json", `{"message":"no"}`), issuer.OutcomeRetry, issuer.OutcomePermanent},
+		{"422", answer(422, "application/json", `{"message":"no"}`), issuer.OutcomeRetry, issuer.OutcomePermanent},
 		{"401", answer(401, "application/json", `{"message":"no"}`), issuer.OutcomePermanent, issuer.OutcomePermanent},
 		{"401 page", answer(401, "text/html", page), issuer.OutcomePermanent, issuer.OutcomePermanent},
 		{"403 page", answer(403, "text/html", page), issuer.OutcomeRetry, issuer.OutcomeUnknown},
@@ -328,8 +331,10 @@ func TestRefusalsDoNotOpenTheBreaker(t *testing.T) {
 	t.Parallel()
 	_, client := serve(t, answer(404, "application/json", `{}`))
 	for range 10 {
-		_, err := client.JSON(t.Context(), question, nil)
+		_, err := client.JSON(t.Context(), change, nil)
 		require.Equal(t, issuer.OutcomePermanent, issuer.OutcomeOf(err))
+		_, err = client.JSON(t.Context(), question, nil)
+		require.Equal(t, issuer.OutcomeRetry, issuer.OutcomeOf(err))
 	}
 	require.Equal(t, account.Closed, client.Account().State())
 }

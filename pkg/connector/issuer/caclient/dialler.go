@@ -34,6 +34,7 @@ type dialler struct {
 
 	mu   sync.Mutex
 	used material
+	bad  error           // why the files of now are not used; nil if they are
 	keep *http.Transport // for questions: keeps connections
 	once *http.Transport // for changes: a new connection each time
 }
@@ -64,8 +65,10 @@ func (d *dialler) transport(changes bool) *http.Transport {
 	m, readErr := d.settings.read()
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.bad = readErr
 	if readErr == nil && !m.equal(d.used) {
-		if config, err := m.tlsConfig(); err == nil {
+		config, err := m.tlsConfig()
+		if d.bad = err; err == nil {
 			d.use(m, config)
 		}
 	}
@@ -73,6 +76,12 @@ func (d *dialler) transport(changes bool) *http.Transport {
 		return d.once
 	}
 	return d.keep
+}
+
+func (d *dialler) failure() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.bad
 }
 
 // use switches to new material. Connections of the old are closed, those under way when they fall idle.

@@ -164,3 +164,43 @@ func TestCAFileIsReadAgainWhenItChanges(t *testing.T) {
 	_, err = client.JSON(t.Context(), question, nil)
 	require.NoError(t, err, "what cannot be used is not used")
 }
+
+func TestFilesThatCannotBeUsedAnyMoreAreToldByTest(t *testing.T) {
+	t.Parallel()
+	m := newMutual(t, nil)
+	cfg := config(t, m.server)
+	dir := t.TempDir()
+	cfg.Settings.ClientCertFile, cfg.Settings.ClientKeyFile = filepath.Join(dir, "client.pem"), filepath.Join(dir, "client-key.pem")
+	put := func(file string, raw []byte) { require.NoError(t, os.WriteFile(file, raw, 0o600)) }
+	right, err := os.ReadFile(cfg.Settings.CAFile)
+	require.NoError(t, err)
+	oldCert, oldKey := pair(t, "old")
+	put(cfg.Settings.ClientCertFile, oldCert)
+	put(cfg.Settings.ClientKeyFile, oldKey)
+	client := newClient(t, cfg)
+	told := func(field string) {
+		t.Helper()
+		require.Equal(t, "old", name(t, client), "what was used before stays in use")
+		p, ok := issuer.AsPermanent(client.TestError(nil))
+		require.True(t, ok, "and it is told")
+		require.Equal(t, field, p.Field)
+		require.Equal(t, issuer.FaultConfiguration, p.Fault)
+	}
+	require.Equal(t, "old", name(t, client))
+	require.NoError(t, client.TestError(nil))
+
+	newCert, _ := pair(t, "new")
+	put(cfg.Settings.ClientCertFile, newCert)
+	told("client_cert_file")
+	require.NoError(t, os.Remove(cfg.Settings.ClientCertFile))
+	told("client_cert_file")
+	put(cfg.Settings.ClientCertFile, oldCert)
+	require.Equal(t, "old", name(t, client))
+	require.NoError(t, client.TestError(nil), "mended")
+
+	put(cfg.Settings.CAFile, []byte("rubbish"))
+	told("ca_file")
+	put(cfg.Settings.CAFile, right)
+	require.Equal(t, "old", name(t, client))
+	require.NoError(t, client.TestError(nil))
+}

@@ -93,6 +93,9 @@ func (c *Client) judge(r *Response, call Call) error {
 	if r.Status == http.StatusUnauthorized || r.Status == http.StatusForbidden {
 		return Misconfigured("CA_CREDENTIALS_REFUSED", c.credentialField(call), "the CA refuses the credentials", e)
 	}
+	if !call.Changes { // a question has nothing that could be refused for good, and what is asked about may be paid for
+		return issuer.RetryAfter(e.RetryAfter, e)
+	}
 	return Refused("CA_REFUSED", e)
 }
 
@@ -174,6 +177,9 @@ func refusedCertificate(err error) bool {
 // elsewhere (a name that does not resolve, a certificate that nobody vouches for, HTML from something that is no CA) are
 // told with the setting that they probably come from.
 func (c *Client) TestError(err error) error {
+	if broken := c.FilesError(); broken != nil {
+		return broken
+	}
 	var untrusted *tls.CertificateVerificationError
 	var unknown *net.DNSError
 	answer, answered := AsStatus(err)
@@ -184,9 +190,24 @@ func (c *Client) TestError(err error) error {
 		return misconfigured("CA_NOT_FOUND", c.cfg.BaseURLField, "the CA's host name does not resolve", err)
 	case answered && (answer.Foreign && answer.Status < 500 || answer.Status == http.StatusNotFound || answer.Status/100 == 3):
 		return Misconfigured("CA_NOT_FOUND", c.cfg.BaseURLField, "there is no API of this CA at the address", answer)
+	case answered && issuer.OutcomeOf(err) == issuer.OutcomeRetry && isRefusal(answer.Status):
+		return Misconfigured("CA_REFUSED", "", "the CA refuses a question that it answers when the settings are right", answer)
 	}
 	return err
 }
+
+// isRefusal tells a 4xx that is about the request from those that only say "not now".
+func isRefusal(status int) bool {
+	switch status {
+	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests:
+		return false
+	}
+	return status >= 400 && status < 500
+}
+
+// FilesError tells what is wrong with the files of the settings as they were at the last call: files that cannot be used
+// leave those before in use, so that calls go on to succeed until the CA takes the old certificate no more. Nil: nothing is.
+func (c *Client) FilesError() error { return c.dialler.failure() }
 
 func misconfigured(reason, field, message string, cause error) error {
 	return &issuer.PermanentError{Fault: issuer.FaultConfiguration, Reason: reason, Field: field, Message: message, Cause: cause}

@@ -3,8 +3,10 @@ package digicert
 import (
 	"cmp"
 	"context"
+	"errors"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"time"
@@ -24,8 +26,13 @@ const (
 	clockDistance = 26 * time.Hour
 )
 
+// errTooManyOrders ends a search that cannot be made to the end: what was not looked at is not "not there".
+var errTooManyOrders = issuer.Permanent("LOOKUP_TOO_LARGE", "DigiCert has more orders for the common name than can be looked through (%d): "+
+	"see at DigiCert whether one has the order's id in its comments", maxPages*pageSize)
+
 // FindOrder looks for an order whose reply was lost: among the re-issues of the order before, and among the orders for the
-// common name. The one with our order id in its comments is it, or, where the CA shows no comments, the one with our CSR.
+// common name. The one with our order id in its comments is it, or the one with our CSR that is no other order's of ours.
+// What the settings say of renewals today does not matter: the order was placed by those of then.
 func (i *Issuer) FindOrder(ctx context.Context, r issuer.FindRequest) (issuer.Submission, bool, error) {
 	if err := issuer.NotSent(ctx); err != nil {
 		return issuer.Submission{}, false, err
@@ -45,7 +52,7 @@ func (i *Issuer) FindOrder(ctx context.Context, r issuer.FindRequest) (issuer.Su
 
 func (i *Issuer) findReissue(ctx context.Context, r issuer.FindRequest) (issuer.Ref, error) {
 	previous := r.Previous[refOrder]
-	if !numeric(previous) || i.settings.Renewal != RenewalAuto {
+	if !numeric(previous) {
 		return nil, nil
 	}
 	all, err := i.reissues(ctx, previous)
@@ -63,6 +70,24 @@ func (i *Issuer) findReissue(ctx context.Context, r issuer.FindRequest) (issuer.
 	for _, c := range all {
 		if isNew(want, c) && !tooOld(c.DateCreated, r.Since) {
 			want[refCertificate] = string(c.ID)
+			return want, nil
+		}
+	}
+	return i.requested(ctx, want, r.OrderID)
+}
+
+// requested looks for a re-issue that is a request only: one that waits for approval, or was rejected.
+func (i *Issuer) requested(ctx context.Context, want issuer.Ref, orderID string) (issuer.Ref, error) {
+	o, err := i.order(ctx, want[refOrder])
+	if p, gone := issuer.AsPermanent(err); gone && p.Reason == orderNotFound {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, each := range o.Requests {
+		if each.Type == requestReissue && each.Comments == orderID && each.ID != "" {
+			want[refRequest] = string(each.ID)
 			return want, nil
 		}
 	}
@@ -110,28 +135,34 @@ func tooOld(created string, since time.Time) bool {
 	return !at.IsZero() && !since.IsZero() && at.Before(since.Add(-clockDistance))
 }
 
-// isOf tells whether an order was placed by the request that r describes.
+// ofCertctl is the form of certctl's order ids.
+var ofCertctl = regexp.MustCompile(`^ord-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+
+// isOf tells whether an order was placed by the request that r describes: by its comments, or, since people edit those and
+// the CA may not show them, by its CSR, unless it says that it is another order of certctl's.
 func (o order) isOf(r issuer.FindRequest) bool {
-	if comments := o.comments(); len(comments) > 0 {
-		return slices.Contains(comments, r.OrderID)
-	}
-	return o.Certificate.csrHash() == hexOf(r.CSRSHA256)
+	comments := o.comments()
+	return slices.Contains(comments, r.OrderID) ||
+		o.Certificate.csrHash() == hexOf(r.CSRSHA256) && !slices.ContainsFunc(comments, ofCertctl.MatchString)
 }
 
 // ordersFor lists all orders for a common name.
 func (i *Issuer) ordersFor(ctx context.Context, commonName string) ([]order, error) {
 	var all []order
-	for page := range maxPages {
-		list, err := i.list(ctx, url.Values{"filters[common_name]": {commonName}}, page*pageSize, pageSize)
+	for range maxPages {
+		list, err := i.list(ctx, url.Values{"filters[common_name]": {commonName}}, len(all), pageSize)
 		if err != nil {
 			return nil, err
 		}
 		all = append(all, list.Orders...)
-		if len(list.Orders) == 0 || len(all) >= list.Page.Total {
-			break
+		switch {
+		case len(all) >= list.Page.Total:
+			return all, nil
+		case len(list.Orders) == 0:
+			return nil, issuer.RetryAfter(0, errors.New("the list of the CA ends before the number of orders that it states"))
 		}
 	}
-	return all, nil
+	return nil, errTooManyOrders
 }
 
 func (i *Issuer) list(ctx context.Context, query url.Values, offset, limit int) (orderList, error) {

@@ -29,7 +29,7 @@ func (i *Issuer) Revoke(ctx context.Context, r issuer.RevokeRequest) (issuer.Rev
 	if !ok {
 		return issuer.Revocation{}, issuer.Permanent("REASON_NOT_SUPPORTED", "Entrust revokes for keyCompromise or for no reason in particular, not for %s", r.Reason)
 	}
-	id, err := i.idToRevoke(ctx, r)
+	id, serial, err := i.toRevoke(ctx, r)
 	if err != nil {
 		return issuer.Revocation{}, err
 	}
@@ -40,7 +40,7 @@ func (i *Issuer) Revoke(ctx context.Context, r issuer.RevokeRequest) (issuer.Rev
 	if isRefusal(err) {
 		c, _, lookErr := i.fetch(ctx, id)
 		switch {
-		case lookErr != nil:
+		case lookErr != nil || serialOf(c) != serial:
 		case strings.EqualFold(c.Status, "REVOKED"):
 			return issuer.Revocation{State: issuer.Revoked, Detail: "it was revoked already"}, nil
 		case strings.EqualFold(c.Status, "REISSUED"):
@@ -73,22 +73,43 @@ func isRefusal(err error) bool {
 	return ok && p.Fault == issuer.FaultRequest && p.Reason != reasonNoCertificate
 }
 
-// idToRevoke gives the tracking id, looked up by the serial number where the order's reference is not known.
-func (i *Issuer) idToRevoke(ctx context.Context, r issuer.RevokeRequest) (string, error) {
-	if id := r.Ref[refTracking]; trackingForm.MatchString(id) {
-		return id, nil
+// toRevoke gives tracking id and serial number of the certificate to revoke. A re-issue may keep the tracking id, so that the
+// certificate of the order's reference is held against the serial number: another one is in use, and is not revoked.
+func (i *Issuer) toRevoke(ctx context.Context, r issuer.RevokeRequest) (id, serial string, err error) {
+	serial = r.Ref[refSerial]
+	if r.Certificate != nil && r.Certificate.SerialNumber != nil {
+		serial = issuer.FormatSerial(r.Certificate.SerialNumber)
 	}
-	if r.Certificate == nil || r.Certificate.SerialNumber == nil {
-		return "", issuer.Permanent("CERTIFICATE_MISSING", "revocation needs the reference of the order or the certificate")
+	if serial == "" {
+		return "", "", issuer.Permanent("CERTIFICATE_MISSING", "revocation needs the certificate, or its serial number in the reference of the order")
 	}
-	serial := issuer.FormatSerial(r.Certificate.SerialNumber)
+	if id = r.Ref[refTracking]; trackingForm.MatchString(id) {
+		c, _, err := i.fetch(ctx, id)
+		if err != nil && !isMissing(err) {
+			return "", "", err
+		}
+		if err == nil && serialOf(c) == serial {
+			return id, serial, nil
+		}
+	}
+	id, err = i.idOfSerial(ctx, serial)
+	return id, serial, err
+}
+
+// idOfSerial looks a certificate up by its serial number.
+func (i *Issuer) idOfSerial(ctx context.Context, serial string) (string, error) {
 	page, err := i.list(ctx, url.Values{"serialNumber": {strings.ToUpper(serial)}}, 0)
 	if err != nil {
 		return "", err
 	}
-	for _, c := range page.Certificates {
-		if ours, ok := canonical(c.SerialNumber); ok && ours == serial && c.TrackingID > 0 {
-			return strconv.FormatInt(c.TrackingID, 10), nil
+	for _, listed := range page.Certificates {
+		if ours, ok := canonical(listed.SerialNumber); !ok || ours != serial || listed.TrackingID <= 0 {
+			continue
+		}
+		id := strconv.FormatInt(listed.TrackingID, 10)
+		c, _, err := i.fetch(ctx, id)
+		if err != nil || serialOf(c) == serial {
+			return id, err
 		}
 	}
 	return "", issuer.Permanent(reasonNoCertificate, "Entrust has no certificate with serial number %s", serial)

@@ -20,6 +20,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/certctl/certctl/pkg/connector/certcheck"
 	"github.com/certctl/certctl/pkg/connector/issuer"
 	"github.com/certctl/certctl/pkg/connector/issuer/account"
 	"github.com/certctl/certctl/pkg/connector/issuer/caclient"
@@ -35,6 +36,7 @@ const (
 	refSerial   = "serial_number"
 	refKey      = "key"      // caclient.KeyID of the order's key
 	refReplaces = "replaces" // the tracking id that was renewed or re-issued
+	refOld      = "replaced" // and the serial number of its certificate
 )
 
 // Issuer is one client of an account, for one product. It is safe for concurrent use.
@@ -89,11 +91,37 @@ func (i *Issuer) Submit(ctx context.Context, r issuer.SubmitRequest) (issuer.Sub
 		return issuer.Submission{}, err
 	}
 	kind, before := i.kindOf(r)
-	found, err := i.order(ctx, kind, before, body)
+	found, err := i.order(ctx, kind, replaced{before, serialBefore(r)}, body)
 	if refused, ok := issuer.AsPermanent(err); ok && kind == renewalRenew && i.settings.Renewal == renewalAuto && refused.Fault == issuer.FaultRequest {
-		return i.order(ctx, renewalNew, "", body) // what cannot be renewed any more can be ordered anew: nothing was done
+		return i.orderAnew(ctx, before, body, refused)
 	}
 	return found, err
+}
+
+// orderAnew orders what cannot be renewed any more, unless Entrust refused because there is a renewal already: it may be this
+// order's own, whose reply was lost, and a new order would buy the certificate a second time.
+func (i *Issuer) orderAnew(ctx context.Context, before string, body certificateRequest, refusal error) (issuer.Submission, error) {
+	c, _, err := i.fetch(ctx, before)
+	switch {
+	case isMissing(err):
+	case err != nil:
+		return issuer.Submission{}, err
+	case succeeded(c.Status):
+		return issuer.Submission{}, issuer.UnknownOutcome(nil, fmt.Errorf("the renewal of certificate %s is refused, which Entrust calls %s: "+
+			"there is a renewal already, and it may be this one (%v)", before, caclient.Clean(c.Status), refusal))
+	}
+	return i.order(ctx, renewalNew, replaced{}, body)
+}
+
+// replaced is the certificate that a renewal or a re-issue is of.
+type replaced struct{ tracking, serial string }
+
+// serialBefore gives the serial number of the certificate that an order renews, empty if it is not known.
+func serialBefore(r issuer.SubmitRequest) string {
+	if c := r.PreviousCertificate; c != nil && c.SerialNumber != nil {
+		return issuer.FormatSerial(c.SerialNumber)
+	}
+	return r.Previous[refSerial]
 }
 
 // minAge is how old a certificate has to be for Entrust to renew it.
@@ -117,18 +145,18 @@ func (i *Issuer) kindOf(r issuer.SubmitRequest) (kind, before string) {
 }
 
 // order sends a request of a kind.
-func (i *Issuer) order(ctx context.Context, kind, before string, body certificateRequest) (issuer.Submission, error) {
+func (i *Issuer) order(ctx context.Context, kind string, before replaced, body certificateRequest) (issuer.Submission, error) {
 	call := caclient.Call{Method: http.MethodPost, Path: []string{"certificates"}, Changes: true, Map: mapOrder}
 	ref := issuer.Ref{refKey: keyOfText(body.CSR)}
 	if kind != renewalNew {
-		ref[refReplaces] = before
+		ref = replacing(ref, before)
 	}
 	switch kind {
 	case renewalRenew:
-		call.Path = append(call.Path, before, "renewals")
+		call.Path = append(call.Path, before.tracking, "renewals")
 		body.CertType, body.QueueForApproval = "", nil
 	case renewalReissue:
-		call.Path = append(call.Path, before, "reissues")
+		call.Path = append(call.Path, before.tracking, "reissues")
 		body.CertType, body.QueueForApproval, body.CertExpiryDate = "", nil, ""
 	}
 	call.Body = body
@@ -144,7 +172,20 @@ func (i *Issuer) order(ctx context.Context, kind, before string, body certificat
 	if strings.TrimSpace(answer.EndEntityCert) == "" {
 		return issuer.Submission{State: issuer.Pending, Ref: ref, RetryAfter: resp.RetryAfter, Detail: waiting(resp.Status)}, nil
 	}
-	return deliver(withSerial(ref, answer.SerialNumber), answer.EndEntityCert, answer.ChainCerts), nil
+	found, err := deliver(withSerial(ref, answer.SerialNumber), answer.EndEntityCert, answer.ChainCerts)
+	if err != nil { // the order is placed: the next poll fetches the certificate
+		return issuer.Submission{State: issuer.Pending, Ref: ref, Detail: "Entrust has answered with a certificate that cannot be read"}, nil //nolint:nilerr // as above
+	}
+	return found, nil
+}
+
+// replacing notes in a reference what an order replaces.
+func replacing(ref issuer.Ref, before replaced) issuer.Ref {
+	ref[refReplaces] = before.tracking
+	if before.serial != "" {
+		ref[refOld] = before.serial
+	}
+	return ref
 }
 
 func waiting(status int) string {
@@ -174,9 +215,9 @@ func (i *Issuer) Poll(ctx context.Context, ref issuer.Ref) (issuer.Submission, e
 	if err != nil {
 		return issuer.Submission{}, err
 	}
-	found := submission(ref, c)
+	found, err := submission(ref, c)
 	found.RetryAfter = retryAfter
-	return found, nil
+	return found, err
 }
 
 // fetch asks for all that Entrust has of a certificate.
@@ -226,9 +267,21 @@ func fateOf(status string) fate {
 	return open // PENDING, PENDING_QUORUM, APPROVED, NA
 }
 
+// succeeded tells whether a certificate was renewed or re-issued, or is being so.
+func succeeded(status string) bool {
+	switch strings.ToUpper(status) {
+	case "REISSUED", "RENEWED", "REISSUING", "RENEWING":
+		return true
+	}
+	return false
+}
+
 // submission reads a certificate as the state of an order.
-func submission(ref issuer.Ref, c certificate) issuer.Submission {
-	ref = withSerial(ref, c.SerialNumber)
+func submission(ref issuer.Ref, c certificate) (issuer.Submission, error) {
+	old := stillTheOneBefore(ref, c)
+	if !old {
+		ref = withSerial(ref, c.SerialNumber)
+	}
 	out := issuer.Submission{State: issuer.Pending, Ref: ref, Detail: "Entrust calls the request " + caclient.Clean(c.Status)}
 	switch fateOf(c.Status) {
 	case ended:
@@ -242,37 +295,69 @@ func submission(ref issuer.Ref, c certificate) issuer.Submission {
 			out.State = issuer.Pending // it may be taken back
 		}
 	case made:
-		if strings.TrimSpace(c.EndEntityCert) == "" || stillTheOneBefore(ref, c) {
+		if strings.TrimSpace(c.EndEntityCert) == "" || old {
 			break
 		}
 		return deliver(ref, c.EndEntityCert, c.ChainCerts)
 	case open:
 	}
-	return out
+	return out, nil
 }
 
-// stillTheOneBefore tells whether a re-issue that keeps the tracking id shows the old certificate yet.
+// stillTheOneBefore tells whether a re-issue that keeps the tracking id shows the old certificate yet. The serial number
+// tells: a CSR that is used again has the old key. Where the old one's is not known, another key tells at least the one.
 func stillTheOneBefore(ref issuer.Ref, c certificate) bool {
-	if ref[refKey] == "" || ref[refReplaces] != ref[refTracking] {
+	if ref[refReplaces] == "" || ref[refReplaces] != ref[refTracking] {
 		return false
 	}
+	if old := ref[refOld]; old != "" {
+		return serialOf(c) == old
+	}
 	bundle, err := caclient.ParseBundle([]byte(c.EndEntityCert))
-	return err == nil && bundle.LeafOf(ref[refKey]) == nil
+	return err == nil && ref[refKey] != "" && bundle.LeafOf(ref[refKey]) == nil
 }
 
-// deliver makes the answer of a certificate. What cannot be read is handed on, for certcheck to say so. The first of the
-// chain may be the certificate once more.
-func deliver(ref issuer.Ref, leaf string, above []string) issuer.Submission {
-	out := issuer.Submission{State: issuer.Issued, Ref: ref, CertificatePEM: []byte(leaf)}
-	bundle, err := caclient.ParseBundle([]byte(leaf + "\n" + strings.Join(above, "\n")))
-	if err != nil {
-		return out
+// serialOf gives the serial number of a certificate in our form, empty if there is none. The certificate itself knows it
+// better than what is said of it.
+func serialOf(c certificate) string {
+	if bundle, err := caclient.ParseBundle([]byte(c.EndEntityCert)); err == nil {
+		return issuer.FormatSerial(bundle[0].SerialNumber)
 	}
+	ours, _ := canonical(c.SerialNumber)
+	return ours
+}
+
+// deliver makes the answer of a certificate. The first of the chain may be the certificate once more. What cannot be read is
+// asked for again, as it may be whole the next time: the certificate is there and paid for.
+func deliver(ref issuer.Ref, leaf string, above []string) (issuer.Submission, error) {
+	bundle, err := readAll(append([]string{leaf}, above...))
+	if err != nil {
+		return issuer.Submission{}, &issuer.RetryError{Message: "Entrust gives a certificate that cannot be read, or a chain", Cause: err}
+	}
+	out := issuer.Submission{State: issuer.Issued, Ref: ref}
 	out.CertificatePEM, out.ChainPEM = bundle.Split(ref[refKey])
 	if c := bundle.LeafOf(ref[refKey]); c != nil {
 		out.Ref = withSerial(ref, fmt.Sprintf("%X", c.SerialNumber))
 	}
-	return out
+	return out, nil
+}
+
+// readAll reads certificates, each by itself: beside one that has its armour, another without would be passed over.
+func readAll(all []string) (caclient.Bundle, error) {
+	var out caclient.Bundle
+	for _, each := range all {
+		if strings.TrimSpace(each) == "" {
+			continue
+		}
+		read, err := caclient.ParseBundle([]byte(each))
+		if err != nil {
+			return nil, err
+		}
+		if out = append(out, read...); len(out) > certcheck.MaxCertificates {
+			return nil, fmt.Errorf("there are more than %d certificates", certcheck.MaxCertificates)
+		}
+	}
+	return out, nil
 }
 
 // withSerial adds a serial number to a reference, in our form.

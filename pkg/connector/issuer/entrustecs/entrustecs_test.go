@@ -232,8 +232,7 @@ func TestAnOrderThatWaitsIsFoundByItsTrackingInformation(t *testing.T) {
 	twin := lost(r)
 	twin.OrderID = "ord-other"
 	_, ok, err := i.FindOrder(t.Context(), twin)
-	require.NoError(t, err)
-	require.False(t, ok, "it is another order's, whatever its key")
+	requireInconclusive(t, ok, err) // it is another order's, whatever its key
 	found, ok, err := i.FindOrder(t.Context(), lost(r))
 	require.NoError(t, err)
 	require.True(t, ok)

@@ -37,7 +37,7 @@ func (i *Issuer) list(ctx context.Context, filter url.Values, offset int) (listR
 }
 
 // FindOrder looks for a request with the order's id in its tracking information among those of the order's name, those that
-// wait for approval, and the one that the order renews.
+// wait for approval, and the one that the order renews. What no list shows (absent) is never said not to be there.
 func (i *Issuer) FindOrder(ctx context.Context, r issuer.FindRequest) (issuer.Submission, bool, error) {
 	if err := issuer.NotSent(ctx); err != nil {
 		return issuer.Submission{}, false, err
@@ -50,8 +50,12 @@ func (i *Issuer) FindOrder(ctx context.Context, r issuer.FindRequest) (issuer.Su
 	if err != nil {
 		return issuer.Submission{}, false, err
 	}
+	var before *certificate
 	for _, id := range ids {
 		c, _, err := i.fetch(ctx, id)
+		if err == nil && id == r.Previous[refTracking] {
+			before = &c
+		}
 		switch {
 		case isMissing(err):
 			continue
@@ -59,13 +63,48 @@ func (i *Issuer) FindOrder(ctx context.Context, r issuer.FindRequest) (issuer.Su
 			return issuer.Submission{}, false, err
 		case isOrder(c, r):
 			ref := issuer.Ref{refTracking: id, refKey: caclient.KeyID(r.PublicKey)}
-			if before := r.Previous[refTracking]; before != "" {
-				ref[refReplaces] = before
+			if id := r.Previous[refTracking]; id != "" {
+				ref = replacing(ref, replaced{id, r.Previous[refSerial]})
 			}
-			return submission(ref, c), true, nil
+			found, err := submission(ref, c)
+			return found, err == nil, err
 		}
 	}
-	return issuer.Submission{}, false, i.settled(r)
+	return issuer.Submission{}, false, i.absent(r, before)
+}
+
+// absent is nil when Entrust has no request of the order. Requests that were approved and not issued yet, or declined, are in
+// no list: where the order may be one of those, that it is not listed says nothing, and a human has to look.
+func (i *Issuer) absent(r issuer.FindRequest, before *certificate) error {
+	if before != nil && succeeded(before.Status) {
+		return &issuer.RetryError{Message: fmt.Sprintf("Entrust calls the certificate before (tracking id %s) %s and lists no request of this order yet: "+
+			"see at Entrust whether the request that follows it has %s in its tracking information", r.Previous[refTracking], caclient.Clean(before.Status), r.OrderID)}
+	}
+	if err := i.settled(r); err != nil || !i.settings.QueueForApproval && !i.mayBeRenewal(r, before) {
+		return err
+	}
+	return issuer.Permanent(reasonNotConclusive, reasonNotConclusive+": Entrust lists no request of the order, which it does not do for one that is approved and not issued yet, or declined: "+
+		"look at Entrust for a request with %s in its tracking information. If there is one, wait until it is listed, when it is found, or decline it; "+
+		"if there is none or it is declined, cancel this order", r.OrderID)
+}
+
+// reasonNotConclusive: that the CA shows nothing does not say that there is nothing.
+const reasonNotConclusive = "LOOKUP_NOT_CONCLUSIVE"
+
+// mayBeRenewal tells whether an order may have been placed as a renewal or re-issue (kindOf) of the certificate before.
+func (i *Issuer) mayBeRenewal(r issuer.FindRequest, before *certificate) bool {
+	switch {
+	case !trackingForm.MatchString(r.Previous[refTracking]) || i.settings.Renewal == renewalNew:
+		return false
+	case i.settings.Renewal != renewalAuto || before == nil:
+		return true
+	}
+	bundle, err := caclient.ParseBundle([]byte(before.EndEntityCert))
+	if err != nil {
+		return true
+	}
+	const slack = time.Hour // between our clocks
+	return submittedLast(r).Sub(bundle[0].NotBefore) > minAge-slack && r.Since.Before(bundle[0].NotAfter)
 }
 
 func isMissing(err error) bool {
@@ -73,13 +112,13 @@ func isMissing(err error) bool {
 	return ok && p.Reason == issuer.ReasonOrderNotFound
 }
 
-// isOrder goes by our id. Where Entrust has none with the request, the key decides.
+// isOrder goes by our id. Where Entrust has none with the request, the key decides; the certificate before may have the same.
 func isOrder(c certificate, r issuer.FindRequest) bool {
 	if c.Tracking.TrackingInfo != "" {
 		return c.Tracking.TrackingInfo == r.OrderID
 	}
 	key := caclient.KeyID(r.PublicKey)
-	if key == "" {
+	if old := r.Previous[refSerial]; key == "" || old != "" && serialOf(c) == old {
 		return false
 	}
 	bundle, err := caclient.ParseBundle([]byte(c.EndEntityCert))
@@ -150,17 +189,21 @@ func (i *Issuer) listAll(ctx context.Context, filter url.Values) ([]listedCertif
 
 // settled is nil when Entrust has had time enough to list the order.
 func (i *Issuer) settled(r issuer.FindRequest) error {
-	last := r.Since
-	if r.LastSubmitted.After(last) {
-		last = r.LastSubmitted
-	}
 	settle := time.Duration(i.settings.LookupSettleSeconds) * time.Second
-	left := min(last.Add(settle).Sub(i.now()), settle)
+	left := min(submittedLast(r).Add(settle).Sub(i.now()), settle)
 	if left <= 0 {
 		return nil
 	}
 	return &issuer.RetryError{After: left, Message: fmt.Sprintf("Entrust lists no request of the order yet: "+
 		"it counts as never placed if that stays so for %s", left.Round(time.Second))}
+}
+
+// submittedLast is when Entrust may have got the order for the last time.
+func submittedLast(r issuer.FindRequest) time.Time {
+	if r.LastSubmitted.After(r.Since) {
+		return r.LastSubmitted
+	}
+	return r.Since
 }
 
 // ListOrders lists what the account has, without what was issued before. The list does not show our order ids.

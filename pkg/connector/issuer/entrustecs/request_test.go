@@ -2,7 +2,9 @@ package entrustecs
 
 import (
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"testing"
 	"time"
 
@@ -46,6 +48,10 @@ func TestTheLastDayIsOverBeforeTheEnd(t *testing.T) {
 
 func TestEveryStatusHasItsMeaning(t *testing.T) {
 	t.Parallel()
+	i, err := issuertest.NewFake(issuertest.FakeConfig{})
+	require.NoError(t, err)
+	sub, err := i.Submit(t.Context(), newOrder(t, "www.example.com"))
+	require.NoError(t, err)
 	for status, want := range map[string]issuer.State{
 		"ACTIVE": issuer.Issued, "READY": issuer.Issued, "active": issuer.Issued, "REISSUED": issuer.Issued, "REISSUING": issuer.Issued,
 		"RENEWED": issuer.Issued, "RENEWING": issuer.Issued,
@@ -53,13 +59,16 @@ func TestEveryStatusHasItsMeaning(t *testing.T) {
 		"OF_TOMORROW": issuer.Pending, "": issuer.Pending,
 		"DECLINED": issuer.Rejected, "FAILED": issuer.Rejected, "REVOKED": issuer.Rejected, "DEACTIVATED": issuer.Rejected, "EXPIRED": issuer.Rejected,
 	} {
-		got := submission(issuer.Ref{refTracking: "7"}, certificate{Status: status, TrackingID: 7, EndEntityCert: "-----BEGIN CERTIFICATE-----\n"})
+		got, err := submission(issuer.Ref{refTracking: "7"}, certificate{Status: status, TrackingID: 7, EndEntityCert: string(sub.CertificatePEM)})
+		require.NoError(t, err)
 		require.Equal(t, want, got.State, status)
 		if want != issuer.Issued {
 			require.NotEmpty(t, got.Detail)
 		}
 	}
-	require.Equal(t, issuer.Pending, submission(issuer.Ref{}, certificate{Status: "READY"}).State, "without a certificate it is none")
+	got, err := submission(issuer.Ref{}, certificate{Status: "READY"})
+	require.NoError(t, err)
+	require.Equal(t, issuer.Pending, got.State, "without a certificate it is none")
 }
 
 func TestAReissueThatKeepsItsNumberIsNotTheOldCertificate(t *testing.T) {
@@ -69,11 +78,52 @@ func TestAReissueThatKeepsItsNumberIsNotTheOldCertificate(t *testing.T) {
 	require.NoError(t, err)
 	sub, err := i.Submit(t.Context(), old)
 	require.NoError(t, err)
-	ref := issuer.Ref{refTracking: "7", refReplaces: "7", refKey: caclient.KeyID(next.CSR.PublicKey)}
 	c := certificate{Status: "REISSUING", TrackingID: 7, EndEntityCert: string(sub.CertificatePEM)}
-	require.Equal(t, issuer.Pending, submission(ref, c).State)
-	ref[refKey] = caclient.KeyID(old.CSR.PublicKey)
-	require.Equal(t, issuer.Issued, submission(ref, c).State)
+	before := serialOf(c)
+	require.NotEmpty(t, before)
+	for _, ref := range []issuer.Ref{
+		{refTracking: "7", refReplaces: "7", refOld: before, refKey: caclient.KeyID(next.CSR.PublicKey)},
+		{refTracking: "7", refReplaces: "7", refOld: before, refKey: caclient.KeyID(old.CSR.PublicKey)}, // the CSR is used again
+		{refTracking: "7", refReplaces: "7", refKey: caclient.KeyID(next.CSR.PublicKey)},                // from before the serial number was kept
+	} {
+		got, err := submission(ref, c)
+		require.NoError(t, err)
+		require.Equal(t, issuer.Pending, got.State)
+		require.Empty(t, got.Ref[refSerial], "it is the old one's")
+	}
+	got, err := submission(issuer.Ref{refTracking: "7", refReplaces: "7", refOld: "ab", refKey: caclient.KeyID(old.CSR.PublicKey)}, c)
+	require.NoError(t, err)
+	require.Equal(t, issuer.Issued, got.State)
+	find := issuer.FindRequest{OrderID: "ord-1", PublicKey: old.CSR.PublicKey, Previous: issuer.Ref{refTracking: "7", refSerial: before}}
+	require.False(t, isOrder(c, find), "the certificate before is not the new one, though the key is the same")
+	find.Previous = nil
+	require.True(t, isOrder(c, find))
+}
+
+func TestWhatCannotBeReadIsAskedForAgainAndNoChainIsLost(t *testing.T) {
+	t.Parallel()
+	r := newOrder(t, "www.example.com")
+	i, err := issuertest.NewFake(issuertest.FakeConfig{})
+	require.NoError(t, err)
+	sub, err := i.Submit(t.Context(), r)
+	require.NoError(t, err)
+	leaf, above := string(sub.CertificatePEM), string(sub.ChainPEM)
+	require.NotEmpty(t, above)
+	block, _ := pem.Decode(sub.ChainPEM)
+	bare := base64.StdEncoding.EncodeToString(block.Bytes)
+	ref := issuer.Ref{refTracking: "7", refKey: caclient.KeyID(r.CSR.PublicKey)}
+	for _, c := range []certificate{
+		{EndEntityCert: "-----BEGIN CERTIFICATE-----\nrubbish"}, {EndEntityCert: "AAEC"}, {EndEntityCert: leaf, ChainCerts: []string{above, "AAEC"}},
+		{EndEntityCert: leaf, ChainCerts: []string{"-----BEGIN CERTIFICATE-----\nAAEC\n-----END CERTIFICATE-----\n"}},
+	} {
+		c.Status = "ACTIVE"
+		_, err := submission(ref, c)
+		require.Error(t, err)
+		require.Equal(t, issuer.OutcomeRetry, issuer.OutcomeOf(err))
+	}
+	got, err := submission(ref, certificate{Status: "ACTIVE", EndEntityCert: leaf, ChainCerts: []string{leaf, bare}})
+	require.NoError(t, err)
+	require.NotEmpty(t, got.ChainPEM, "beside one that has its armour")
 }
 
 func TestARequestSaysWhatEntrustWants(t *testing.T) {
@@ -156,7 +206,11 @@ func FuzzAnswers(f *testing.F) {
 		if json.Unmarshal(body, &c) != nil {
 			return
 		}
-		got := submission(issuer.Ref{refTracking: "7", refKey: "k", refReplaces: "7"}, c)
+		got, err := submission(issuer.Ref{refTracking: "7", refKey: "k", refReplaces: "7"}, c)
+		if err != nil {
+			require.Equal(t, issuer.OutcomeRetry, issuer.OutcomeOf(err))
+			return
+		}
 		require.Equal(t, "7", got.Ref[refTracking])
 		if got.State == issuer.Issued {
 			require.NotEmpty(t, got.CertificatePEM)

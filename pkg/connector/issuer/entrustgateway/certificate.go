@@ -36,12 +36,13 @@ func canonical(serial string) (string, bool) {
 }
 
 // deliver makes the answer of a certificate in whatever form it came and of what stands above it. Where the gateway did not
-// send the certificate's issuer, the CA's own chain is added. What cannot be read is handed on, for certcheck to say so.
+// send the certificate's issuer, the CA's own chain is added. What cannot be read is asked for again, as it may be whole the next
+// time: the certificate is there and paid for.
 func (i *Issuer) deliver(ctx context.Context, ref issuer.Ref, body string, above []certificateData) (issuer.Submission, error) {
-	out := issuer.Submission{State: issuer.Issued, Ref: ref, CertificatePEM: []byte(body)}
+	out := issuer.Submission{State: issuer.Issued, Ref: ref}
 	bundle, err := caclient.ParseBundle([]byte(body))
 	if err != nil {
-		return out, nil //nolint:nilerr // certcheck finds it again and says it of the order
+		return issuer.Submission{}, &issuer.RetryError{Message: "the gateway gives a certificate that cannot be read", Cause: err}
 	}
 	bundle = append(bundle, decodeAll(above)...)
 	if !complete(bundle, bundle.LeafOf(ref[refKey])) {

@@ -15,6 +15,7 @@ import (
 	"maps"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/certctl/certctl/pkg/connector/issuer"
@@ -33,6 +34,8 @@ const (
 	refSerial      = "serial_number" // and in our form
 	refKey         = "key"           // caclient.KeyID of the order's key
 	refSince       = "since"         // when it was enrolled, RFC 3339
+	refPage        = "feed_page"     // how far the feed was read for it: the index of a page,
+	refEvents      = "feed_events"   // and how many of its events
 )
 
 // Issuer is one profile of one CA behind a gateway. It is safe for concurrent use.
@@ -43,6 +46,7 @@ type Issuer struct {
 
 	profile *kept.Value[profile]
 	chain   *kept.Value[chain]
+	waited  atomic.Bool // an enrolment was only accepted
 }
 
 var (
@@ -126,18 +130,22 @@ func (i *Issuer) Submit(ctx context.Context, r issuer.SubmitRequest) (issuer.Sub
 	if err != nil {
 		return issuer.Submission{}, unimplemented(err)
 	}
-	if e := answer.Enrollment; e.ID == "" && e.SerialNumber == "" && e.Body == "" {
+	at := placed(ref, answer.Enrollment)
+	if at[refCertificate] == "" && at[refEnrollment] == "" && answer.Enrollment.Body == "" {
 		return issuer.Submission{}, i.client.Unusable(call, "the answer to the enrolment (HTTP %d) names neither enrolment nor certificate", resp.Status)
 	}
 	found, err := i.submission(ctx, ref, answer, resp.RetryAfter)
 	if err == nil {
+		if found.State == issuer.Pending {
+			i.waited.Store(true)
+		}
 		return found, nil
 	}
 	// The order is placed, whatever else could not be had: the next poll fetches it.
-	if ref = placed(ref, answer.Enrollment); ref[refCertificate] == "" && ref[refEnrollment] == "" {
+	if at[refCertificate] == "" && at[refEnrollment] == "" {
 		return issuer.Submission{}, i.client.Unusable(call, "the answer to the enrolment names neither enrolment nor certificate: %w", err)
 	}
-	return issuer.Submission{State: issuer.Pending, Ref: ref, Detail: "the certificate is there, and the chain above it is not yet"}, nil
+	return issuer.Submission{State: issuer.Pending, Ref: at, Detail: "the certificate is there, and it or the chain above it could not be read yet"}, nil
 }
 
 // placed gives the reference of an enrolment. The certificate itself knows its number better than what is said of it.
@@ -180,6 +188,9 @@ func (i *Issuer) Poll(ctx context.Context, ref issuer.Ref) (issuer.Submission, e
 		found, ok, err := ask(ctx, ref)
 		if err != nil || ok {
 			return found, err
+		}
+		if found.Ref != nil { // it says how far it came
+			ref = found.Ref
 		}
 	}
 	if ref[refEnrollment] == "" {

@@ -3,9 +3,12 @@ package entrustgateway
 import (
 	"context"
 	"crypto/x509"
-	"fmt"
+	"errors"
+	"maps"
 	"net/http"
 	"net/url"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/certctl/certctl/pkg/connector/certcheck"
@@ -14,7 +17,7 @@ import (
 )
 
 const (
-	// maxPages bounds the pages of events that one question reads; a poll reads fewer.
+	// maxPages bounds the pages of events that one lookup reads. A poll reads fewer, and goes on behind them the next time.
 	maxPages     = 100
 	maxPollPages = 5
 	// maxAsked bounds the certificates that one question fetches because the events do not hold them.
@@ -65,66 +68,113 @@ func (r eventsResponse) more(before string) bool {
 	return (r.MorePages || r.HasMore) && r.NextPageIndex != "" && r.NextPageIndex != before
 }
 
-// walk hands the events since a time to visit, until it says that it has seen enough.
-func (i *Issuer) walk(ctx context.Context, since time.Time, pages int, visit func(event) (enough bool, err error)) error {
-	index := ""
-	for range pages {
-		p, err := i.page(ctx, since, index)
-		if err != nil {
-			return unimplemented(err)
-		}
-		for _, e := range p.Events {
-			if enough, err := visit(e); enough || err != nil {
-				return err
-			}
-		}
-		if !p.more(index) {
-			return nil
-		}
-		index = p.NextPageIndex
-	}
-	return errTooManyPages
+// place is one in the feed: so many events of a page are read. The feed only grows, so that it stays the same.
+type place struct {
+	index string // of the page; empty: the first
+	read  int
 }
 
-// leafOf gives the certificate of an event, asked for by its number if the event does not hold it. Without any it is nil.
-func (i *Issuer) leafOf(ctx context.Context, e event, asked *int) (*x509.Certificate, error) {
+// placeOf is how far the feed was read for an order.
+func placeOf(ref issuer.Ref) place {
+	n, err := strconv.Atoi(ref[refEvents])
+	if err != nil || n < 0 || len(ref[refPage]) > maxIndex {
+		return place{}
+	}
+	return place{index: ref[refPage], read: n}
+}
+
+func (p place) into(ref issuer.Ref) issuer.Ref {
+	ref = maps.Clone(ref)
+	delete(ref, refPage)
+	delete(ref, refEvents)
+	if p.index != "" {
+		ref[refPage] = p.index
+	}
+	if p != (place{}) {
+		ref[refEvents] = strconv.Itoa(p.read)
+	}
+	return ref
+}
+
+// walk hands the events since a time, and from a place on, to visit, until it says that it has seen enough. It tells how far
+// it came, also with errTooManyPages.
+func (i *Issuer) walk(ctx context.Context, since time.Time, at place, pages int, visit func(place, event) (enough bool, err error)) (place, error) {
+	for range pages {
+		p, err := i.page(ctx, since, at.index)
+		if err != nil {
+			return at, unimplemented(err)
+		}
+		for at.read < len(p.Events) {
+			if enough, err := visit(at, p.Events[at.read]); enough || err != nil {
+				return at, err
+			}
+			at.read++
+		}
+		if !p.more(at.index) {
+			return at, nil
+		}
+		at = place{index: p.NextPageIndex}
+	}
+	return at, errTooManyPages
+}
+
+// leafOf gives the certificate of an event, asked for by its number if the event does not hold it. Without any it is nil, and
+// unread tells whether there should be one.
+func (i *Issuer) leafOf(ctx context.Context, e event, asked *int) (leaf *x509.Certificate, unread bool, err error) {
 	if c, ok := decodeOne(e.Certificate); ok {
-		return c, nil
+		return c, false, nil
 	}
 	if _, ok := canonical(e.SerialNumber); !ok {
-		return nil, nil //nolint:nilnil // an event about nothing
+		return nil, strings.TrimSpace(e.Certificate) != "", nil // without either it is an event about nothing
 	}
-	if *asked++; *asked > maxAsked {
-		return nil, errTooManyPages
+	if *asked >= maxAsked {
+		return nil, true, errTooManyPages
 	}
+	*asked++
 	answer, ok, err := i.fetch(ctx, e.SerialNumber)
 	if err != nil || !ok {
-		return nil, err
+		return nil, true, err
 	}
-	c, _ := decodeOne(answer.Certificate.CertificateData)
-	return c, nil
+	c, ok := decodeOne(answer.Certificate.CertificateData)
+	return c, !ok, nil
 }
 
-// askEvents looks for the certificate of an order that is pending in the feed.
+// askEvents looks for the certificate of an order that is pending in the feed. It goes on where the poll before came to, so
+// that however busy the gateway is, the order is reached. Without the certificate, the reference says how far it is.
 func (i *Issuer) askEvents(ctx context.Context, ref issuer.Ref) (issuer.Submission, bool, error) {
 	since, err := time.Parse(time.RFC3339, ref[refSince])
 	if err != nil || ref[refKey] == "" {
 		return issuer.Submission{}, false, nil //nolint:nilerr // a reference that does not say it
 	}
 	s := search{key: ref[refKey], since: since}
-	switch err := i.look(ctx, &s, maxPollPages); {
-	case isFeedless(err):
-		return issuer.Submission{}, false, nil
+	at, err := i.look(ctx, &s, placeOf(ref), maxPollPages)
+	switch {
+	case errors.Is(err, errTooManyPages):
+	case isFeedless(err) || placeOf(ref) != place{} && isRefusedPage(err):
+		return issuer.Submission{Ref: place{}.into(ref)}, false, nil
 	case err != nil:
 		return issuer.Submission{}, false, err
+	case s.unread != nil:
+		at = *s.unread // until there are more pages behind it than a poll reads
 	}
-	return i.found(ctx, ref, s.best())
+	ref = at.into(ref)
+	found, ok, err := i.found(ctx, ref, s.best())
+	if err == nil && !ok {
+		found.Ref = ref
+	}
+	return found, ok, err
 }
 
 // isFeedless tells whether the feed cannot say anything, which leaves an order that is known pending.
 func isFeedless(err error) bool {
 	p, ok := issuer.AsPermanent(err)
 	return ok && (p.Fault == issuer.FaultRequest || p.Reason == "NOT_SUPPORTED")
+}
+
+// isRefusedPage tells whether the gateway does not take the index of a page any more: the feed is read from its beginning.
+func isRefusedPage(err error) bool {
+	answer, ok := caclient.AsStatus(err)
+	return ok && !answer.Foreign && (answer.Status == http.StatusBadRequest || answer.Status == http.StatusNotFound || answer.Status == http.StatusGone)
 }
 
 // search is what is looked for in the feed, and what was found.
@@ -135,6 +185,8 @@ type search struct {
 	except string // serial number of the certificate that is renewed, in our form
 
 	exact, similar *event
+	// unread is where the first event about a certificate is that could not be had.
+	unread *place
 }
 
 // best prefers a certificate with the names too over one made after the order that has only its key: the CA made something
@@ -165,10 +217,13 @@ func (s *search) see(e event, leaf *x509.Certificate) bool {
 }
 
 // look searches the feed. The CA's clock may be off, so it begins a day before the order.
-func (i *Issuer) look(ctx context.Context, s *search, pages int) error {
+func (i *Issuer) look(ctx context.Context, s *search, from place, pages int) (place, error) {
 	asked := 0
-	return i.walk(ctx, s.since.Add(-clockMargin), pages, func(e event) (bool, error) {
-		leaf, err := i.leafOf(ctx, e, &asked)
+	return i.walk(ctx, s.since.Add(-clockMargin), from, pages, func(at place, e event) (bool, error) {
+		leaf, unread, err := i.leafOf(ctx, e, &asked)
+		if err == nil && unread && s.unread == nil {
+			s.unread = &at
+		}
 		return err == nil && s.see(e, leaf), err
 	})
 }
@@ -202,94 +257,3 @@ func rawNames(leaf *x509.Certificate) certcheck.RawNames {
 	}
 	return raw
 }
-
-// FindOrder looks in the feed of certificate events for a certificate with the order's key and names. Since an enrolment may
-// take its time before there is a certificate, "there is none" is said only after the settings' time for that is over.
-func (i *Issuer) FindOrder(ctx context.Context, r issuer.FindRequest) (issuer.Submission, bool, error) {
-	if err := issuer.NotSent(ctx); err != nil {
-		return issuer.Submission{}, false, err
-	}
-	if r.Ref[refCertificate] != "" || r.Ref[refEnrollment] != "" {
-		found, err := i.Poll(ctx, r.Ref)
-		return found, err == nil, err
-	}
-	key := caclient.KeyID(r.PublicKey)
-	if key == "" {
-		return issuer.Submission{}, false, issuer.Permanent("PUBLIC_KEY_MISSING", "the gateway has no reference of ours: without its public key an order cannot be looked up")
-	}
-	s := search{key: key, names: r.Names, since: r.Since, except: r.Previous[refSerial]}
-	if err := i.look(ctx, &s, maxPages); err != nil {
-		return issuer.Submission{}, false, err
-	}
-	ref := issuer.Ref{refKey: key, refSince: r.Since.UTC().Format(time.RFC3339)}
-	found, ok, err := i.found(ctx, ref, s.best())
-	if err != nil || ok {
-		return found, ok, err
-	}
-	return issuer.Submission{}, false, i.settled(r)
-}
-
-// settled is nil when the CA has had time enough to show the order.
-func (i *Issuer) settled(r issuer.FindRequest) error {
-	last := r.Since
-	if r.LastSubmitted.After(last) {
-		last = r.LastSubmitted
-	}
-	settle := time.Duration(i.settings.LookupSettleSeconds) * time.Second
-	left := min(last.Add(settle).Sub(i.now()), settle)
-	if left <= 0 {
-		return nil
-	}
-	return &issuer.RetryError{After: left, Message: fmt.Sprintf("the gateway shows no certificate of the order yet: "+
-		"it counts as never placed if that stays so for %s", left.Round(time.Second))}
-}
-
-// ListOrders lists the certificates that the feed tells of and that were made since, whoever asked for them. Enrolments
-// without a certificate are in no list of the gateway.
-func (i *Issuer) ListOrders(ctx context.Context, r issuer.ListRequest) (issuer.Listing, error) {
-	if len(r.Page) > maxIndex {
-		return issuer.Listing{}, issuer.Permanent("PAGE_INVALID", "the page of the list is none that was given")
-	}
-	p, err := i.page(ctx, r.Since.Add(-clockMargin), r.Page)
-	if err != nil {
-		return issuer.Listing{}, unimplemented(err)
-	}
-	var out issuer.Listing
-	for _, e := range p.Events {
-		if o, ok := listed(e, r.Since); ok {
-			out.Orders = append(out.Orders, o)
-		}
-	}
-	if p.more(r.Page) {
-		out.Next = p.NextPageIndex
-	}
-	return out, nil
-}
-
-// listed makes an order of an event. One about a certificate from before is a revocation or the like.
-func listed(e event, since time.Time) (issuer.ListedOrder, bool) {
-	leaf, ok := decodeOne(e.Certificate)
-	if ok && leaf.NotBefore.Before(since.Add(-clockMargin)) {
-		return issuer.ListedOrder{}, false
-	}
-	if _, known := canonical(e.SerialNumber); !known && ok {
-		e.SerialNumber = issuer.FormatSerial(leaf.SerialNumber)
-	}
-	serial, known := canonical(e.SerialNumber)
-	if !known {
-		return issuer.ListedOrder{}, false
-	}
-	o := issuer.ListedOrder{
-		Key: serial, Ref: withCertificate(nil, e.SerialNumber), State: issuer.Issued, SerialNumber: serial, Detail: caclient.Clean(e.Action),
-	}
-	if at, err := time.Parse(time.RFC3339, e.EventDate); err == nil {
-		o.PlacedAt = at.UTC()
-	}
-	if ok {
-		o.CommonName, o.DNSNames, o.PlacedAt = leaf.Subject.CommonName, leaf.DNSNames, leaf.NotBefore.UTC()
-	}
-	return o, true
-}
-
-// OrderKey gives the serial number: enrolments have no other name that the feed knows.
-func (i *Issuer) OrderKey(ref issuer.Ref) string { return ref[refSerial] }

@@ -47,6 +47,9 @@ type Settings struct {
 	// LookupSettleSeconds is how long after an order the gateway may need to show its certificate: until then, an order
 	// whose reply was lost counts as neither there nor missing (900).
 	LookupSettleSeconds int `json:"lookup_settle_seconds,omitempty"`
+	// EnrollmentsAreImmediate says whether the profile's enrolments are answered with the certificate. One that waits instead
+	// is in no feed: unless this is true, a lost reply needs a human. Unset: true as long as none was seen to wait.
+	EnrollmentsAreImmediate *bool `json:"enrollments_are_immediate,omitempty"`
 }
 
 // Type describes CA Gateway issuers.

@@ -27,7 +27,7 @@ const (
 
 // FindOrder looks through the certificates that the account got since the order, nearest first, for one with the order's
 // key and names. Since the CA shows a certificate only once it is made, "there is none" is said only after the settings'
-// time for that is over.
+// time for that is over, and only when all that it lists could be read.
 func (i *Issuer) FindOrder(ctx context.Context, r issuer.FindRequest) (issuer.Submission, bool, error) {
 	if err := issuer.NotSent(ctx); err != nil {
 		return issuer.Submission{}, false, err
@@ -88,8 +88,8 @@ func (i *Issuer) listWindow(ctx context.Context, r issuer.FindRequest) ([]issued
 
 func withoutSerial(entries []issuedEntry, serial string) []issuedEntry {
 	return slices.DeleteFunc(entries, func(e issuedEntry) bool {
-		ref, ok := refOf(e.SerialNumber)
-		return !ok || ref[refSerial] == serial
+		ref, ok := refOf(e.SerialNumber) // what has no serial number that can be asked for is kept, as one that cannot be read
+		return ok && ref[refSerial] == serial
 	})
 }
 
@@ -106,10 +106,14 @@ func nearestFirst(entries []issuedEntry, since time.Time) []issuedEntry {
 // compare fetches certificates until one is the order's. One with the order's key and other names, made after the order, is
 // taken too when there is none better: the CA made something else of the order, and it is not to be bought again for that.
 func (i *Issuer) compare(ctx context.Context, r issuer.FindRequest, id [sha256.Size]byte, listed []issuedEntry) (issuer.Submission, bool, error) {
-	fetched, unmade := 0, 0
+	fetched, unread := 0, 0
 	var second *candidate
 	for n, entry := range listed {
 		if known, ok := i.seen.get(entry.SerialNumber); ok && known != id {
+			continue
+		}
+		if _, ok := refOf(entry.SerialNumber); !ok {
+			unread++
 			continue
 		}
 		if fetched >= maxCompared {
@@ -120,13 +124,11 @@ func (i *Issuer) compare(ctx context.Context, r issuer.FindRequest, id [sha256.S
 		fetched++
 		info, wait, err := i.fetch(ctx, entry.SerialNumber)
 		switch {
-		case isRefused(err):
-			continue // it was forgotten, or never made
+		case isRefused(err) || err == nil && wait != nil:
+			unread++ // it is not made yet, or was forgotten
+			continue
 		case err != nil:
 			return issuer.Submission{}, false, err
-		case wait != nil:
-			unmade++
-			continue
 		}
 		c := candidate{serial: entry.SerialNumber, info: info}
 		switch i.liken(c, r, id) {
@@ -136,10 +138,12 @@ func (i *Issuer) compare(ctx context.Context, r issuer.FindRequest, id [sha256.S
 			if second == nil {
 				second = &c
 			}
+		case unreadable:
+			unread++
 		case other:
 		}
 	}
-	if err := stillMade(unmade); err != nil {
+	if err := notRead(unread); err != nil {
 		return issuer.Submission{}, false, err
 	}
 	if second != nil {
@@ -160,7 +164,7 @@ func (i *Issuer) adopt(ctx context.Context, c candidate) (issuer.Submission, boo
 	return found, err == nil, err
 }
 
-// isRefused tells whether the CA has no certificate of a serial number, whatever the account.
+// isRefused tells whether the CA does not give a certificate that it lists, whatever the account.
 func isRefused(err error) bool {
 	refused, ok := issuer.AsPermanent(err)
 	return ok && refused.Fault == issuer.FaultRequest
@@ -173,13 +177,14 @@ const (
 	other   likeness = iota
 	sameKey          // made after the order
 	same             // key and names
+	unreadable
 )
 
 // liken compares key and names: keys are used again.
 func (i *Issuer) liken(c candidate, r issuer.FindRequest, id [sha256.Size]byte) likeness {
 	leaf, ok := single([]byte(c.info.Certificate))
 	if !ok {
-		return other
+		return unreadable
 	}
 	of := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
 	i.seen.put(c.serial, of)
@@ -210,12 +215,13 @@ func sameNames(leaf *x509.Certificate, want certcheck.Names) bool {
 	return err == nil && got.EqualSANs(want)
 }
 
-// stillMade is nil when all certificates could be looked at.
-func stillMade(n int) error {
+// notRead is nil when all certificates could be looked at.
+func notRead(n int) error {
 	if n == 0 {
 		return nil
 	}
-	return &issuer.RetryError{Message: fmt.Sprintf("GlobalSign is still making %d certificates, of which one may be the order's", n)}
+	return &issuer.RetryError{Message: fmt.Sprintf("GlobalSign lists %d certificates around the time of the order that it does not give or that "+
+		"cannot be read yet, of which one may be the order's", n)}
 }
 
 // settled is nil when the CA has had time enough to show the order.

@@ -19,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/certctl/certctl/pkg/connector/certcheck"
 	"github.com/certctl/certctl/pkg/connector/issuer"
 	"github.com/certctl/certctl/pkg/connector/issuer/account"
 	"github.com/certctl/certctl/pkg/connector/issuer/caclient"
@@ -178,6 +179,9 @@ func mapMissing(e *caclient.StatusError) error {
 	if e.Status == http.StatusNotFound {
 		return caclient.Refused(issuer.ReasonOrderNotFound, e)
 	}
+	if e.Status == http.StatusUnprocessableEntity { // it was refused after it was taken
+		return caclient.Refused("CA_REFUSED", e)
+	}
 	return nil
 }
 
@@ -193,6 +197,9 @@ func (i *Issuer) submission(ctx context.Context, ref issuer.Ref, info certificat
 		return issuer.Submission{State: issuer.Rejected, Ref: ref, Detail: "the certificate has been revoked at GlobalSign"}, nil
 	default:
 		return issuer.Submission{State: issuer.Pending, Ref: ref, Detail: "GlobalSign calls the state of the certificate " + caclient.Clean(info.Status)}, nil
+	}
+	if _, err := certcheck.ParseBundle([]byte(info.Certificate)); err != nil { // it may be whole the next time, and is paid for
+		return issuer.Submission{}, &issuer.RetryError{Message: "GlobalSign gives a certificate that cannot be read", Cause: err}
 	}
 	if leaf, ok := single([]byte(info.Certificate)); ok && issuer.FormatSerial(leaf.SerialNumber) != ref[refSerial] {
 		return issuer.Submission{}, issuer.Permanent("WRONG_CERTIFICATE", "GlobalSign was asked for the certificate with serial number %s and gave %s",

@@ -19,7 +19,10 @@ func (i *Issuer) Test(ctx context.Context) error {
 	if p.KeySignature == required && p.KeyFormat != formatPKCS10 || p.KeyFormat != "" && p.KeyFormat != formatPKCS8 && p.KeyFormat != formatPKCS10 {
 		return p.check(nil)
 	}
-	return i.testQuota(ctx)
+	if err := i.testQuota(ctx); err != nil {
+		return err
+	}
+	return i.client.TestError(nil) // calls succeed with files that were replaced by ones that cannot be used
 }
 
 // testQuota: an account without a quota, or a user who may not see it, is none of our business.

@@ -2,6 +2,7 @@ package sectigo
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"net/url"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/certctl/certctl/pkg/connector/certcheck"
 	"github.com/certctl/certctl/pkg/connector/issuer"
 	"github.com/certctl/certctl/pkg/connector/issuer/caclient"
 )
@@ -19,59 +21,93 @@ const (
 	// dateDistance is how far the CA's clock and calendar may be from ours; its dates have no time of day.
 	dateDistance = 50 * time.Hour
 	totalHeader  = "X-Total-Count"
+	// replacementSettle is how long after a submission a replacement may still appear under the sslId of the certificate
+	// that it replaces: SCM shows nothing of the request until the new certificate is on its way, and one that is placed a
+	// second time may replace the first.
+	replacementSettle = 6 * time.Hour
 )
 
+// errTooManyRows ends a search that cannot be made to the end: what was not looked at is not "not there".
+var errTooManyRows = issuer.Permanent("LOOKUP_TOO_LARGE", "Sectigo has more certificates of the name than can be looked through (%d): "+
+	"see in SCM whether one has the order's id in its comments", maxPages*searchPage)
+
 // FindOrder looks for an order whose reply was lost: whether the certificate before was replaced, and then among the
-// requests for the common name for the one with our order id in its comments.
+// requests for the names for the one with our order id in its comments. What the settings say of renewals today does not
+// matter: the order was placed by those of then.
 func (i *Issuer) FindOrder(ctx context.Context, r issuer.FindRequest) (issuer.Submission, bool, error) {
 	if err := issuer.NotSent(ctx); err != nil {
 		return issuer.Submission{}, false, err
 	}
-	for _, search := range []func(context.Context, issuer.FindRequest) (issuer.Ref, error){i.findReplacement, i.findNew} {
-		ref, err := search(ctx, r)
-		if err != nil {
-			return issuer.Submission{}, false, err
-		}
-		if ref != nil {
-			return pending(ref, "the order was found at the CA"), true, nil
-		}
+	ref, settle, err := i.findReplacement(ctx, r)
+	if err == nil && ref == nil {
+		ref, err = i.findNew(ctx, r)
 	}
-	return issuer.Submission{}, false, caclient.Unsettled(r, i.now(), i.settings.settle())
+	switch {
+	case err != nil:
+		return issuer.Submission{}, false, err
+	case ref != nil:
+		return pending(ref, "the order was found at the CA"), true, nil
+	}
+	return issuer.Submission{}, false, caclient.Unsettled(r, i.now(), max(settle, i.settings.settle()))
 }
 
 // findReplacement looks at the order before. SCM does not show which request a replacement comes from: one that is under
-// way under our sslId is taken for ours, and the caller judges what comes of it by its key.
-func (i *Issuer) findReplacement(ctx context.Context, r issuer.FindRequest) (issuer.Ref, error) {
+// way under our sslId is taken for ours until its certificate shows whose key it has. Without one, settle is how long
+// after the submission it may still appear.
+func (i *Issuer) findReplacement(ctx context.Context, r issuer.FindRequest) (ref issuer.Ref, settle time.Duration, err error) {
 	number, before := r.Previous[refSSL], r.Previous[refSerial]
-	if !numeric(number) || before == "" || i.settings.Renewal == RenewalNew {
-		return nil, nil
+	if !numeric(number) || before == "" {
+		return nil, 0, nil
 	}
 	d, err := i.details(ctx, number)
 	if p, gone := issuer.AsPermanent(err); gone && p.Reason == orderNotFound {
-		return nil, nil
+		return nil, 0, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	ref := issuer.Ref{refSSL: number, refKey: caclient.KeyID(r.PublicKey), refReplaced: before}
+	ref = issuer.Ref{refSSL: number, refKey: caclient.KeyID(r.PublicKey), refReplaced: before}
 	switch stateOf(d.Status) {
 	case issuer.Pending:
-		return ref, nil
+		ref[refAdopted] = "true"
+		return ref, 0, nil
 	case issuer.Rejected:
-		return nil, nil
+		return nil, 0, nil
 	case issuer.Issued:
 	}
 	if serial(d.SerialNumber) == before {
+		if r.Previous[refReplaced] != "" { // its term is shorter than SCM says
+			return nil, replacementSettle, nil
+		}
+		return nil, d.unreplaced(r.Since), nil
+	}
+	ref, err = i.ofOurs(ctx, ref)
+	return ref, 0, err
+}
+
+// ofOurs holds a replacement that is there against our key: nil if somebody else replaced the certificate.
+func (i *Issuer) ofOurs(ctx context.Context, ref issuer.Ref) (issuer.Ref, error) {
+	sub, err := i.collect(ctx, ref)
+	switch {
+	case err != nil || sub.State == issuer.Rejected:
+		return nil, err
+	case sub.State == issuer.Issued && sameKey(sub, ref):
+		return ref, nil
+	case sub.State == issuer.Issued:
 		return nil, nil
 	}
-	sub, err := i.collect(ctx, ref)
-	if err != nil || sub.State == issuer.Rejected {
-		return nil, err
-	}
-	if sub.State == issuer.Issued && !sameKey(sub, ref) {
-		return nil, nil // somebody else replaced it
-	}
+	ref[refAdopted] = "true"
 	return ref, nil
+}
+
+// unreplaced tells how long a certificate that was not replaced leaves open whether it will be. One that was in the last
+// part of its term was not asked to be (see worthReplacing), which is how most renewals are.
+func (d details) unreplaced(submitted time.Time) time.Duration {
+	end, whole := parseDate(d.Expires), time.Duration(d.Term)*day
+	if !end.IsZero() && !submitted.IsZero() && whole > 0 && end.Sub(submitted) < whole/2-dateDistance {
+		return 0
+	}
+	return replacementSettle
 }
 
 func sameKey(sub issuer.Submission, ref issuer.Ref) bool {
@@ -80,7 +116,7 @@ func sameKey(sub issuer.Submission, ref issuer.Ref) bool {
 }
 
 func (i *Issuer) findNew(ctx context.Context, r issuer.FindRequest) (issuer.Ref, error) {
-	numbers, err := i.numbersFor(ctx, caclient.CommonName(r.Names))
+	numbers, err := i.numbersFor(ctx, r.Names)
 	if err != nil {
 		return nil, err
 	}
@@ -111,27 +147,50 @@ func tooOld(requested string, since time.Time) bool {
 	return !at.IsZero() && !since.IsZero() && at.Before(since.Add(-dateDistance))
 }
 
-// numbersFor lists the sslIds of all requests for a common name, the newest (highest) first.
-func (i *Issuer) numbersFor(ctx context.Context, commonName string) ([]string, error) {
+// numbersFor lists the sslIds of all requests that may be for the names, the newest (highest) first. The filters take a part
+// of a name for the name, and the common name of a request is what SCM made of the CSR: so it is looked for under both
+// kinds of names, and nothing is left out but what shows other names only.
+func (i *Issuer) numbersFor(ctx context.Context, names certcheck.Names) ([]string, error) {
+	name := caclient.CommonName(names)
 	var all []string
-	seen := 0
-	for range maxPages {
-		rows, total, err := i.list(ctx, url.Values{"commonName": {commonName}}, seen, searchPage)
+	for _, filter := range []string{"commonName", "subjectAlternativeName"} {
+		rows, err := i.search(ctx, filter, name)
 		if err != nil {
 			return nil, err
 		}
-		seen += len(rows)
 		for _, row := range rows {
-			if strings.EqualFold(row.CommonName, commonName) { // the filter takes a part of the name for the name
+			if row.mayHave(name) {
 				all = append(all, row.number())
 			}
 		}
-		if len(rows) == 0 || seen >= total {
-			break
-		}
 	}
 	slices.SortFunc(all, func(a, b string) int { return compare(b, a) })
-	return all, nil
+	return slices.Compact(all), nil
+}
+
+// mayHave tells whether a row of the list can be of a certificate for a name. One without alternative names hides some.
+func (d details) mayHave(name string) bool {
+	is := func(n string) bool { return strings.EqualFold(n, name) }
+	return len(d.SubjectAlternativeNames) == 0 || is(d.CommonName) || slices.ContainsFunc(d.SubjectAlternativeNames, is)
+}
+
+// search lists all that a filter finds. A list that cannot be read to its end is an error.
+func (i *Issuer) search(ctx context.Context, filter, name string) ([]details, error) {
+	var all []details
+	for range maxPages {
+		rows, total, err := i.list(ctx, url.Values{filter: {name}}, len(all), searchPage)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, rows...)
+		switch {
+		case len(all) >= total:
+			return all, nil
+		case len(rows) == 0:
+			return nil, issuer.RetryAfter(0, errors.New("the list of the CA ends before the number of entries that it states"))
+		}
+	}
+	return nil, errTooManyRows
 }
 
 // compare orders numbers that are text.

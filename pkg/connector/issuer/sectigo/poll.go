@@ -128,6 +128,9 @@ func (i *Issuer) collect(ctx context.Context, ref issuer.Ref) (issuer.Submission
 	if isReplaced(ref, bundle) {
 		return pending(ref, "the CA still has the certificate that is to be replaced"), nil
 	}
+	if ref[refAdopted] != "" && bundle.LeafOf(ref[refKey]) == nil {
+		return ended(ref, "the replacement that was under way when the reply to ours was lost is somebody else's: its certificate has another key"), nil
+	}
 	ref = maps.Clone(ref)
 	if leaf := bundle.LeafOf(ref[refKey]); leaf != nil {
 		ref[refSerial] = issuer.FormatSerial(leaf.SerialNumber)

@@ -15,8 +15,11 @@ func codeOf(e *caclient.StatusError) (int, bool) {
 	return code, err == nil
 }
 
-// refusal maps the codes of the API for all calls.
+// refusal maps what the API says to all calls. Its codes mean little beside a status of 404: that there is no such order.
 func refusal(e *caclient.StatusError) error {
+	if e.Status == http.StatusNotFound {
+		return caclient.Refused(orderNotFound, e)
+	}
 	code, known := codeOf(e)
 	if !known {
 		return nil
@@ -29,14 +32,29 @@ func refusal(e *caclient.StatusError) error {
 	case -124:
 		return caclient.Refused(orderNotFound, e)
 	}
-	if e.Status == http.StatusNotFound {
-		return caclient.Refused(orderNotFound, e)
-	}
 	return nil
 }
 
 // refusedOrder maps the codes for requests of certificates.
 func refusedOrder(e *caclient.StatusError) error {
+	if err := refusedSettings(e); err != nil {
+		return err
+	}
+	code, _ := codeOf(e)
+	switch code {
+	case -9, -10, -11, -13, -78, -138, -141, -170, -194:
+		return caclient.Refused("CSR_REFUSED", e)
+	case -107, -707, -737:
+		return caclient.Refused("DOMAIN_NOT_VALIDATED", e)
+	// Trouble inside, and with the CA behind SCM ("not available now"): SCM may have stored the request before it found out.
+	case -1, -2, -65, -129, -140, -195:
+		return issuer.UnknownOutcome(nil, e)
+	}
+	return nil
+}
+
+// refusedSettings maps the codes that name a setting.
+func refusedSettings(e *caclient.StatusError) error {
 	code, _ := codeOf(e)
 	switch code {
 	case -36:
@@ -49,14 +67,6 @@ func refusedOrder(e *caclient.StatusError) error {
 		return caclient.Misconfigured("CA_CUSTOM_FIELDS_REFUSED", "custom_fields", "the CA refuses the custom fields", e)
 	case -639:
 		return caclient.Misconfigured("CA_ORGANIZATION_UNKNOWN", "organization_id", "the CA has no such organization", e)
-	case -9, -10, -11, -13, -78, -138, -141, -170, -194:
-		return caclient.Refused("CSR_REFUSED", e)
-	case -107, -707, -737:
-		return caclient.Refused("DOMAIN_NOT_VALIDATED", e)
-	case -140, -195: // "not available now", said before anything was done
-		return issuer.RetryAfter(e.RetryAfter, e)
-	case -1, -2, -65, -129: // trouble inside, and with the connection behind it: nobody knows how far it went
-		return issuer.UnknownOutcome(nil, e)
 	}
 	return nil
 }

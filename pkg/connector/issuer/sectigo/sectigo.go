@@ -30,6 +30,8 @@ const (
 	refSerial = "serial_number"
 	// refReplaced says that the order is a replacement of the certificate with this serial number under the same sslId.
 	refReplaced = "replaced_serial_number"
+	// refAdopted says that the reply to the replacement was lost, and one that was under way was taken for it.
+	refAdopted = "adopted"
 )
 
 // Issuer orders certificates. It is safe for concurrent use.

@@ -27,7 +27,7 @@ func (i *Issuer) Submit(ctx context.Context, r issuer.SubmitRequest) (issuer.Sub
 	if err != nil {
 		return issuer.Submission{}, err
 	}
-	if err := checkCSR(r); err != nil {
+	if err := checkCSR(r, want); err != nil {
 		return issuer.Submission{}, err
 	}
 	number, replaced, err := i.replaceable(ctx, r, want)
@@ -44,13 +44,13 @@ func (i *Issuer) Submit(ctx context.Context, r issuer.SubmitRequest) (issuer.Sub
 	return i.enroll(ctx, r, want, term)
 }
 
-// checkCSR holds the names of the CSR against the request's, as the CA reads them.
-func checkCSR(r issuer.SubmitRequest) error {
-	names := r.CSR.DNSNames
-	if cn := r.CSR.Subject.CommonName; cn != "" {
-		names = append(slices.Clone(names), cn)
+// checkCSR holds the names of the CSR against the request's, as the CA reads them. The common name is the one by which a lost
+// order is looked for.
+func checkCSR(r issuer.SubmitRequest, want caclient.TLSServer) error {
+	if cn := r.CSR.Subject.CommonName; cn != "" && !strings.EqualFold(cn, want.CommonName) {
+		return issuer.Permanent("CSR_NAMES_DIFFER", "Sectigo takes the common name from the CSR, which has %q and not %q", caclient.Clean(cn), want.CommonName)
 	}
-	for _, name := range names {
+	for _, name := range r.CSR.DNSNames {
 		if !slices.Contains(r.Names.DNSNames, strings.ToLower(name)) {
 			return issuer.Permanent("CSR_NAMES_DIFFER", "Sectigo takes names from the CSR, which has %q and should not", caclient.Clean(name))
 		}
@@ -169,7 +169,7 @@ func (i *Issuer) profileOf(ctx context.Context) (profile, error) {
 	i.mu.Unlock()
 	var all []profile
 	_, err := i.client.JSON(ctx, caclient.Call{
-		Method: http.MethodGet, Path: []string{"ssl", "v1", "types"}, MaxBytes: maxList, Map: refusedOrder,
+		Method: http.MethodGet, Path: []string{"ssl", "v1", "types"}, MaxBytes: maxList, Map: refusedSettings,
 		Query: url.Values{"organizationId": {strconv.FormatInt(i.settings.OrganizationID, 10)}},
 	}, &all)
 	if err != nil {

@@ -75,6 +75,7 @@ type details struct {
 	Comments                string   `json:"comments"`
 	Requested               string   `json:"requested"`
 	Expires                 string   `json:"expires"`
+	Term                    int      `json:"term"` // days
 	ExternalRequester       string   `json:"externalRequester"`
 	Requester               string   `json:"requester"`
 

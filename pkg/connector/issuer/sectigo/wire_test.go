@@ -53,13 +53,19 @@ func TestDatesOfInstancesAreRead(t *testing.T) {
 func TestCodesOfTheAPIAreMapped(t *testing.T) {
 	t.Parallel()
 	for code, want := range map[string]issuer.Outcome{
-		"-195": issuer.OutcomeRetry, "-140": issuer.OutcomeRetry, "-129": issuer.OutcomeUnknown, "-1": issuer.OutcomeUnknown,
+		"-195": issuer.OutcomeUnknown, "-140": issuer.OutcomeUnknown, "-129": issuer.OutcomeUnknown, "-1": issuer.OutcomeUnknown,
+		"-65": issuer.OutcomeUnknown, "-2": issuer.OutcomeUnknown,
 		"-36": issuer.OutcomePermanent, "-39": issuer.OutcomePermanent, "-10": issuer.OutcomePermanent, "-107": issuer.OutcomePermanent,
 	} {
 		require.Equal(t, want, issuer.OutcomeOf(refusedOrder(&caclient.StatusError{Status: 400, Code: code})), code)
 	}
 	require.NoError(t, refusedOrder(&caclient.StatusError{Status: 400, Code: "-4711"}))
 	require.NoError(t, refusal(&caclient.StatusError{Status: 400, Code: "what"}))
+	for _, code := range []string{"-195", "-1", "what", "", "-37", "-410"} {
+		p, ok := issuer.AsPermanent(refusal(&caclient.StatusError{Status: 404, Code: code}))
+		require.True(t, ok)
+		require.Equal(t, issuer.ReasonOrderNotFound, p.Reason, code)
+	}
 	for _, code := range []string{"0", "-1400", "-183", "-103", "-109"} {
 		require.True(t, notReady(&caclient.StatusError{Status: 400, Code: code}), code)
 	}

@@ -162,7 +162,11 @@ func (c *Core) find(ctx context.Context, o store.Order, f issuer.Finder, in *ins
 	case err != nil:
 		c.log.Warn("the CA could not tell what became of an order", orderFields(o, err)...)
 		wait, _ := issuer.RetryDelay(err)
-		_, err := c.loseFor(ctx, o, fence, wait, reasonLost, "the reply of the CA was lost, and it could not be told yet what became of the order: "+shown(err))
+		reason := reasonLost
+		if p, ok := asPermanent(err); ok && p.Fault == issuer.FaultRequest {
+			reason = p.Reason // such as that no look-up will tell: a human has to
+		}
+		_, err := c.loseFor(ctx, o, fence, wait, reason, "the reply of the CA was lost, and it could not be told yet what became of the order: "+shown(err))
 		return err
 	case ok:
 		_, err := c.settle(ctx, o, answer{submission: found, instance: in, fence: fence})
