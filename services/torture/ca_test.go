@@ -79,6 +79,7 @@ func sectigoSettings(sim *casimulator.Simulator, at casimulator.Addresses) map[s
 	return map[string]any{
 		"base_url": at.URL(casimulator.Sectigo) + "/api", "login": k.SectigoLogin, "customer_uri": k.SectigoCustomerURI,
 		"organization_id": k.SectigoOrganization, "certificate_profile_id": k.SectigoCertType, "password": k.SectigoPassword,
+		"replacement_settle_seconds": settle,
 	}
 }
 
@@ -97,6 +98,8 @@ func gatewaySettings(sim *casimulator.Simulator, at casimulator.Addresses) map[s
 	return map[string]any{
 		"base_url": at.URL(casimulator.EntrustGateway), "client_cert_file": cert, "client_key_file": key,
 		"ca_id": k.EntrustGatewayCA, "profile_id": k.EntrustGatewayProfile,
+		// The scripts never lose the reply of an enrolment that waits: nobody could tell of it.
+		"enrollments_are_immediate": true,
 	}
 }
 

@@ -114,7 +114,7 @@ func (w *world) one(sql string, args ...any) (n int) {
 func (w *world) sweep() {
 	w.t.Helper()
 	w.sim.Play(casimulator.Scenario{Unlimited: true})
-	w.exec(`UPDATE issuance.issuers SET sweep_time = NULL`)
+	w.exec(`UPDATE issuance.issuers SET sweep_time = NULL, sweep_until = NULL`)
 	n := w.node(func(c *nodeConfig) { c.ahead, c.sweep = 10*24*time.Hour, often })
 	w.until("the search for orphans", func() bool {
 		return w.one(`SELECT count(DISTINCT type) FROM issuance.issuers WHERE sweep_time IS NOT NULL`) == len(connectors()) &&

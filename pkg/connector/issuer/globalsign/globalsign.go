@@ -144,11 +144,17 @@ func (i *Issuer) Poll(ctx context.Context, ref issuer.Ref) (issuer.Submission, e
 		return issuer.Submission{}, issuer.Permanent(issuer.ReasonOrderNotFound, "the reference of the order names no certificate of GlobalSign")
 	}
 	info, wait, err := i.fetch(ctx, serial)
+	if p, ok := issuer.AsPermanent(err); ok && p.Reason == refusedLater {
+		return issuer.Submission{State: issuer.Rejected, Ref: ref, Detail: p.Message}, nil
+	}
 	if err != nil {
 		return issuer.Submission{}, err
 	}
 	return i.submission(ctx, ref, info, wait)
 }
+
+// refusedLater is the reason of an order that was taken and then refused.
+const refusedLater = "ORDER_REFUSED"
 
 // pending says that a certificate is still being made.
 type pending struct {
@@ -180,7 +186,7 @@ func mapMissing(e *caclient.StatusError) error {
 		return caclient.Refused(issuer.ReasonOrderNotFound, e)
 	}
 	if e.Status == http.StatusUnprocessableEntity { // it was refused after it was taken
-		return caclient.Refused("CA_REFUSED", e)
+		return caclient.Refused(refusedLater, e)
 	}
 	return nil
 }

@@ -21,10 +21,6 @@ const (
 	// dateDistance is how far the CA's clock and calendar may be from ours; its dates have no time of day.
 	dateDistance = 50 * time.Hour
 	totalHeader  = "X-Total-Count"
-	// replacementSettle is how long after a submission a replacement may still appear under the sslId of the certificate
-	// that it replaces: SCM shows nothing of the request until the new certificate is on its way, and one that is placed a
-	// second time may replace the first.
-	replacementSettle = 6 * time.Hour
 )
 
 // errTooManyRows ends a search that cannot be made to the end: what was not looked at is not "not there".
@@ -77,9 +73,12 @@ func (i *Issuer) findReplacement(ctx context.Context, r issuer.FindRequest) (ref
 	}
 	if serial(d.SerialNumber) == before {
 		if r.Previous[refReplaced] != "" { // its term is shorter than SCM says
-			return nil, replacementSettle, nil
+			return nil, i.settings.replacementSettle(), nil
 		}
-		return nil, d.unreplaced(r.Since), nil
+		if d.notAskedFor(r.Since) {
+			return nil, 0, nil
+		}
+		return nil, i.settings.replacementSettle(), nil
 	}
 	ref, err = i.ofOurs(ctx, ref)
 	return ref, 0, err
@@ -100,14 +99,11 @@ func (i *Issuer) ofOurs(ctx context.Context, ref issuer.Ref) (issuer.Ref, error)
 	return ref, nil
 }
 
-// unreplaced tells how long a certificate that was not replaced leaves open whether it will be. One that was in the last
-// part of its term was not asked to be (see worthReplacing), which is how most renewals are.
-func (d details) unreplaced(submitted time.Time) time.Duration {
+// notAskedFor tells that a certificate which was not replaced will not be: one that was in the last part of its term was not
+// asked to be (see worthReplacing), which is how most renewals are.
+func (d details) notAskedFor(submitted time.Time) bool {
 	end, whole := parseDate(d.Expires), time.Duration(d.Term)*day
-	if !end.IsZero() && !submitted.IsZero() && whole > 0 && end.Sub(submitted) < whole/2-dateDistance {
-		return 0
-	}
-	return replacementSettle
+	return !end.IsZero() && !submitted.IsZero() && whole > 0 && end.Sub(submitted) < whole/2-dateDistance
 }
 
 func sameKey(sub issuer.Submission, ref issuer.Ref) bool {

@@ -23,10 +23,11 @@ const (
 	fieldPassword   = "password"
 	fieldClientCert = "client_cert_file"
 
-	defaultLookupSettle = 120
-	maxLookupSettle     = 24 * 3600
-	maxTerm             = 6 * 366
-	maxText             = 256
+	defaultLookupSettle      = 120
+	defaultReplacementSettle = 6 * 3600
+	maxLookupSettle          = 24 * 3600
+	maxTerm                  = 6 * 366
+	maxText                  = 256
 	// anyServer is "other" among the kinds of servers.
 	anyServer = -1
 )
@@ -60,6 +61,10 @@ type Settings struct {
 	Renewal       string `json:"renewal,omitempty"`
 	// LookupSettleSeconds is how long after its submission an order that is not in the list may still appear.
 	LookupSettleSeconds int `json:"lookup_settle_seconds,omitempty"`
+	// ReplacementSettleSeconds is how long after its submission a replacement may still appear under the sslId of the
+	// certificate that it replaces: SCM shows nothing of the request until the new certificate is on its way, and one that is
+	// placed a second time may replace the first.
+	ReplacementSettleSeconds int `json:"replacement_settle_seconds,omitempty"`
 
 	caclient.Settings
 }
@@ -110,6 +115,9 @@ func (s *Settings) setDefaults() {
 	if s.Renewal == "" {
 		s.Renewal = RenewalAuto
 	}
+	if s.ReplacementSettleSeconds == 0 {
+		s.ReplacementSettleSeconds = defaultReplacementSettle
+	}
 	if s.LookupSettleSeconds == 0 {
 		s.LookupSettleSeconds = defaultLookupSettle
 	}
@@ -147,6 +155,9 @@ func (s Settings) checkOrder(v *errs.Violations) {
 	}
 	if s.ServerType != nil && *s.ServerType < anyServer {
 		v.Add("server_type", "%d is no kind of server", *s.ServerType)
+	}
+	if n := s.ReplacementSettleSeconds; n < 0 || n > maxLookupSettle {
+		v.Add("replacement_settle_seconds", "%d is not from 1 to %d, or 0 for %d", n, maxLookupSettle, defaultReplacementSettle)
 	}
 	if n := s.LookupSettleSeconds; n < 0 || n > maxLookupSettle {
 		v.Add("lookup_settle_seconds", "%d is not from 1 to %d, or 0 for %d", n, maxLookupSettle, defaultLookupSettle)
@@ -227,6 +238,10 @@ func private(base string) (string, error) {
 		u.Path += "/private"
 	}
 	return u.String(), nil
+}
+
+func (s Settings) replacementSettle() time.Duration {
+	return time.Duration(s.ReplacementSettleSeconds) * time.Second
 }
 
 func (s Settings) settle() time.Duration { return time.Duration(s.LookupSettleSeconds) * time.Second }

@@ -30,7 +30,7 @@ const (
 	// pageTimeout is for one page of a CA's list, which may be many calls; pageTries is how often a CA that is busy is asked for it.
 	pageTimeout = 2 * time.Minute
 	pageTries   = 5
-	sweepLease  = 30 * time.Minute
+	sweepLease  = 10 * time.Minute
 )
 
 // Statuses of an orphan.
