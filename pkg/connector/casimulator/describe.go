@@ -27,6 +27,7 @@ func Describe(k Kind) string {
 		RateLimit:           "429, with Retry-After if `retry_after` is set (`retry_after_date`: as a date)",
 		ServerError:         "`status` (500) in the CA's form, nothing done; `retry_after` as above",
 		ServerErrorAfter:    "do what is asked, then answer `status` (500)",
+		ClientError:         "`status` (400) from 400 to 499 in the CA's form, with the CA's own `code` if that is set, nothing done",
 		HTMLPage:            "a proxy's page with `status` (502; 200 is possible), nothing done",
 		HTMLPageAfter:       "do what is asked, then answer with a proxy's page",
 		DropBefore:          "cut the connection, nothing done",
