@@ -130,7 +130,7 @@ func newRunner(queue string, table func() (*lease.Table, error), handle lease.Ha
 	if call <= 0 {
 		call = core.DefaultCallTimeout
 	}
-	sharer, err := lease.NewSharer(lease.SharerDeps{Table: t, DB: deps.DB.Pool, Handle: handle, PerGroup: core.DefaultCallsPerIssuer})
+	sharer, err := lease.NewSharer(lease.SharerDeps{Table: t, DB: deps.DB.Pool, Handle: handle, PerGroup: core.CallsPerIssuer})
 	if err != nil {
 		return nil, err
 	}

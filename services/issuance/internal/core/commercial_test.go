@@ -419,7 +419,7 @@ func TestACAThatHangsKeepsAFewCallersAndTheRestIsLeftToTheReconciler(t *testing.
 	ca := w.withCommercial()
 	ca.gate = make(chan struct{})
 	var waiting sync.WaitGroup
-	for range DefaultCallsPerIssuer {
+	for range CallsPerIssuer {
 		r := request(t, commercialIssuer)
 		waiting.Go(func() {
 			_, err := w.Submit(w.ctx(), r)
@@ -429,7 +429,7 @@ func TestACAThatHangsKeepsAFewCallersAndTheRestIsLeftToTheReconciler(t *testing.
 	require.Eventually(t, func() bool {
 		ca.mu.Lock()
 		defer ca.mu.Unlock()
-		return len(ca.previous) == DefaultCallsPerIssuer
+		return len(ca.previous) == CallsPerIssuer
 	}, 10*time.Second, time.Millisecond)
 
 	r := request(t, commercialIssuer)

@@ -28,9 +28,9 @@ import (
 // DefaultCallTimeout bounds one call to a CA.
 const DefaultCallTimeout = 30 * time.Second
 
-// DefaultCallsPerIssuer is how many calls to one CA that answers later are under way at a time: such a CA may hang, and then
+// CallsPerIssuer is how many calls to one CA that answers later are under way at a time: such a CA may hang, and then
 // it must not take what others need.
-const DefaultCallsPerIssuer = 4
+const CallsPerIssuer = 4
 
 // Config bounds the work with CAs. Zero fields take the default.
 type Config struct {
@@ -38,7 +38,6 @@ type Config struct {
 	OrderDeadline  time.Duration // how long a CA that is away is tried; 24 h
 	ReconcileDelay time.Duration // rest after a lost reply, so that a slow CA has finished; 1 min
 	CRLValidity    time.Duration // from this update to the next; 24 h
-	CallsPerIssuer int           // calls to one CA that answers later, at a time; 4
 
 	// BootstrapLocalIssuer makes iss-local on the first start.
 	BootstrapLocalIssuer bool
@@ -57,9 +56,6 @@ func (c *Config) setDefaults() {
 		if *d.value <= 0 {
 			*d.value = d.fallback
 		}
-	}
-	if c.CallsPerIssuer <= 0 {
-		c.CallsPerIssuer = DefaultCallsPerIssuer
 	}
 }
 
@@ -140,7 +136,7 @@ func New(cfg Config, deps Deps) (*Core, error) {
 	}
 	c := &Core{
 		cfg: cfg, deps: deps, log: deps.Log, known: newKnown(),
-		crlKick: tick.NewKicker(), orderKick: tick.NewKicker(), turns: newTurns(cfg.CallsPerIssuer),
+		crlKick: tick.NewKicker(), orderKick: tick.NewKicker(), turns: newTurns(CallsPerIssuer),
 		checkpoint: deps.Checkpoint,
 	}
 	if c.checkpoint == nil {
