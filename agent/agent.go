@@ -1,5 +1,6 @@
 // Package agent is certctl on the hosts that serve certificates: it makes private keys, has them certified, puts
-// certificates in place and proves that they are served. It dials out to the control plane and listens on nothing.
+// certificates in place and proves that they are served. It dials out to the control plane and listens on nothing, unless it is
+// told to answer probes.
 package agent
 
 import (
@@ -40,7 +41,8 @@ var ErrRetired = control.ErrRetired
 type Config struct {
 	// Server is the gateway's URL, https://HOST:PORT.
 	Server string
-	// ServerCA is a file with the roots that the server's certificate must chain to; empty: the system's.
+	// ServerCA is a file with the roots that the server's certificate must chain to, or a directory whose *.crt and *.pem
+	// files have them; it is read again for each connection. Empty: the system's.
 	ServerCA string
 	// DataDir keeps identity, keys and journals. It belongs to one agent alone.
 	DataDir string
@@ -48,7 +50,13 @@ type Config struct {
 	Name string
 	// JoinToken is needed for the first start only.
 	JoinToken secretbox.Secret
-	Labels    map[string]string
+	// JoinTokenFile has the join token in the place of JoinToken; it is read for each enrolment.
+	JoinTokenFile string
+	// WaitToEnrol has an agent that is refused wait for the cure, which is on the server's side, instead of ending.
+	WaitToEnrol bool
+	// HealthListen is an address for plain HTTP, where probes are answered; empty: none.
+	HealthListen string
+	Labels       map[string]string
 	// AllowCommands are the programs that targets may have run, by absolute path.
 	AllowCommands []string
 	// Rotation is how often to take a new credential; 0: DefaultRotation.
@@ -67,10 +75,13 @@ type agent struct {
 	client agentv1.AgentServiceClient
 	host   *agentv1.HostInfo
 	rotate *tick.Kicker
+	// condition is what probes are told.
+	condition condition
 }
 
 // Run is the agent until ctx ends (nil) or the server retires it (ErrRetired). A data directory that another agent has
-// open, a refused join token and unusable settings are errors at once; a server that is away is waited for.
+// open, a refused join token (without WaitToEnrol) and unusable settings are errors at once; a server that is away is waited
+// for.
 func Run(ctx context.Context, cfg Config, deps Deps) error {
 	cfg, err := cfg.complete()
 	if err != nil {
@@ -94,15 +105,21 @@ func Run(ctx context.Context, cfg Config, deps Deps) error {
 	if id.Retired() {
 		return fmt.Errorf("%w; to enrol this host anew, remove %s", ErrRetired, identityDir(cfg.DataDir))
 	}
-	conn, err := control.Dial(cfg.Server, cfg.ServerCA, id)
+	log := deps.Log
+	if log == nil {
+		log = zap.NewNop()
+	}
+	conn, err := control.Dial(cfg.Server, cfg.ServerCA, id, log)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	a := &agent{cfg: cfg, log: deps.Log, id: id, client: agentv1.NewAgentServiceClient(conn), host: hostInfo(), rotate: tick.NewKicker()}
-	if a.log == nil {
-		a.log = zap.NewNop()
+	a := &agent{cfg: cfg, log: log, id: id, client: agentv1.NewAgentServiceClient(conn), host: hostInfo(), rotate: tick.NewKicker()}
+	stop, err := a.serveHealth(ctx)
+	if err != nil {
+		return err
 	}
+	defer stop()
 	return a.run(ctx)
 }
 
@@ -148,6 +165,7 @@ func (a *agent) run(ctx context.Context) error {
 			return err
 		}
 	}
+	a.condition.set(true, false, nil)
 	engine, err := target.NewEngine(target.Config{JournalDir: filepath.Join(a.cfg.DataDir, "deployments"), Allow: a.cfg.AllowCommands},
 		target.Deps{Logger: a.log})
 	if err != nil {
@@ -158,7 +176,8 @@ func (a *agent) run(ctx context.Context) error {
 		return err
 	}
 	stream := &control.Stream{Client: a.client, Host: a.host, Log: a.log, Credential: a.id.Credential,
-		Work: worker.Kick, Rotate: a.rotate.Kick, Refused: a.refused}
+		Work: worker.Kick, Rotate: a.rotate.Kick, Refused: a.refused,
+		State: func(cause error) { a.condition.set(true, cause == nil, cause) }}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return stream.Run(gctx) })
 	g.Go(func() error { return a.rotateLoop(gctx) })

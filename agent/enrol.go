@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 
 	"go.uber.org/zap"
 
@@ -13,20 +15,19 @@ import (
 	agentv1 "github.com/certctl/certctl/proto/gen/go/certctl/agent/v1"
 )
 
-// enrol trades the join token for a credential. It waits for a server that is away, until ctx ends.
+// enrol trades the join token for a credential. It waits for a server that is away, until ctx ends; for one that refuses only
+// if the settings say so: somebody at a terminal wants to know at once.
 func (a *agent) enrol(ctx context.Context) error {
-	if a.cfg.JoinToken.IsZero() {
-		return errors.New("this agent is not enrolled and has no join token: make one with 'certctl agents join-token' and start it with --join-token")
-	}
 	var pause control.Backoff
 	for {
 		answer, err := a.enrolOnce(ctx)
 		if err == nil {
 			return a.enrolled(answer)
 		}
-		if ctx.Err() == nil && !errs.IsKind(err, errs.Unavailable, errs.DeadlineExceeded, errs.ResourceExhausted, errs.Internal) {
+		if ctx.Err() == nil && !a.mayPass(err) {
 			return err
 		}
+		a.condition.set(false, false, err)
 		wait := pause.Next()
 		a.log.Warn("enrolment not possible yet", zap.Error(err), zap.Duration("retry_in", wait))
 		if !control.Wait(ctx, wait) {
@@ -35,17 +36,69 @@ func (a *agent) enrol(ctx context.Context) error {
 	}
 }
 
+// mayPass tells whether what is in the way of an enrolment can be cured while the agent waits.
+func (a *agent) mayPass(err error) bool {
+	switch {
+	case errors.Is(err, errNoToken):
+		return a.cfg.WaitToEnrol && a.cfg.JoinTokenFile != "" // it may come into the file
+	case errs.IsKind(err, errs.Unauthenticated, errs.PermissionDenied, errs.AlreadyExists):
+		return a.cfg.WaitToEnrol && !control.Retired(err)
+	default:
+		return errs.IsKind(err, errs.Unavailable, errs.DeadlineExceeded, errs.ResourceExhausted, errs.Internal)
+	}
+}
+
+// errNoToken says that there is nothing to enrol with.
+var errNoToken = errors.New("there is no join token for this agent: make one with 'certctl agents join-token' and start it with --join-token or --join-token-file")
+
+// joinToken answers the token as it is now: one in a file may have been replaced, or come only later. A standing token that is being
+// rotated is a list; the first is the one to use.
+func (a *agent) joinToken() (secretbox.Secret, error) {
+	if a.cfg.JoinTokenFile == "" {
+		if a.cfg.JoinToken.IsZero() {
+			return a.cfg.JoinToken, errNoToken
+		}
+		return a.cfg.JoinToken.First(), nil
+	}
+	b, err := os.ReadFile(a.cfg.JoinTokenFile)
+	if err != nil {
+		return secretbox.Secret{}, fmt.Errorf("%w: read join token: %w", errNoToken, err)
+	}
+	token := secretbox.NewSecret(strings.TrimSpace(string(b)))
+	if token.IsZero() {
+		return token, fmt.Errorf("%w: %s is empty", errNoToken, a.cfg.JoinTokenFile)
+	}
+	return token.First(), nil
+}
+
 func (a *agent) enrolOnce(ctx context.Context) (*agentv1.EnrollResponse, error) {
+	token, err := a.joinToken()
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	// What is trusted is the token: a credential that is worth nothing any more is not sent along.
 	answer, err := a.client.Enroll(control.With(ctx, secretbox.Secret{}), &agentv1.EnrollRequest{
-		JoinToken: a.cfg.JoinToken.Reveal(), Name: a.cfg.Name, InstanceId: a.id.InstanceID(), Host: a.host, Labels: a.cfg.Labels,
+		JoinToken: token.Reveal(), Name: a.cfg.Name, InstanceId: a.id.InstanceID(), Host: a.host, Labels: a.cfg.Labels,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("enrol as %q: %w", a.cfg.Name, err)
+		return nil, fmt.Errorf("enrol as %q: %w%s", a.cfg.Name, err, wayOut(err))
 	}
 	return answer, nil
+}
+
+// wayOut is what an operator can do about a refusal, as the end of a sentence.
+func wayOut(err error) string {
+	switch errs.ReasonOf(err) {
+	case "AGENT_NAME_TAKEN":
+		return ". 'certctl agents list' has its id. To let this host take its place: 'certctl agents allow-reenrollment ID', or a token from " +
+			"'certctl agents join-token --allow-reenrollment'. To give the old one up for good: 'certctl agents retire ID'. To have both: another --name"
+	case "JOIN_TOKEN_NOT_VALID":
+		return ". Make another with 'certctl agents join-token'; a standing one must be the same as the server's CERTCTL_AGENT_JOIN_TOKEN"
+	default:
+		return ""
+	}
 }
 
 func (a *agent) enrolled(answer *agentv1.EnrollResponse) error {
@@ -63,15 +116,15 @@ func (a *agent) refused(ctx context.Context, credential secretbox.Secret, cause 
 	if err != nil || another {
 		return another, err
 	}
-	if a.cfg.JoinToken.IsZero() {
-		a.log.Error("the server refuses this agent's credential; enrol it again: 'certctl agents allow-reenrollment', then start it with --join-token", zap.Error(cause))
-		return false, nil
-	}
 	a.log.Warn("the server refuses this agent's credential; enrolling again", zap.Error(cause))
 	answer, err := a.enrolOnce(ctx)
 	if err != nil {
+		if errors.Is(err, errNoToken) {
+			err = fmt.Errorf("%w, after 'certctl agents allow-reenrollment %s'", err, a.id.AgentID())
+		}
 		if ctx.Err() == nil {
 			a.log.Error("not enrolled again", zap.Error(err))
+			a.condition.set(true, false, fmt.Errorf("%w; not enrolled again: %w", cause, err))
 		}
 		return false, nil
 	}

@@ -100,6 +100,23 @@ func TestANameThatIsTakenEndsTheAgentWithTheReason(t *testing.T) {
 	s.taken = true
 	err := start(t, config(t, s)).wait()
 	require.Equal(t, "AGENT_NAME_TAKEN", errs.ReasonOf(err))
+	require.ErrorContains(t, err, "certctl agents allow-reenrollment")
+	require.ErrorContains(t, err, "certctl agents retire")
+}
+
+func TestATokenIsReadFromItsFileWhenItIsNeeded(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	cfg := config(t, s)
+	cfg.JoinToken, cfg.JoinTokenFile = secretbox.Secret{}, filepath.Join(t.TempDir(), "join-token")
+	require.ErrorContains(t, start(t, cfg).wait(), "read join token")
+	require.NoError(t, os.WriteFile(cfg.JoinTokenFile, []byte("\n"), 0o600))
+	require.ErrorContains(t, start(t, cfg).wait(), "is empty")
+	require.NoError(t, os.WriteFile(cfg.JoinTokenFile, []byte(joinToken+"\n"), 0o600))
+	require.NoError(t, connect(t, s, cfg).stop())
+	require.NoError(t, os.Remove(cfg.JoinTokenFile))
+	connect(t, s, cfg)
+	require.Equal(t, 1, s.called("Enroll"), "who is enrolled needs no token")
 }
 
 func TestWithoutATokenTheFirstStartSaysWhereToGetOne(t *testing.T) {

@@ -18,13 +18,14 @@ import (
 
 	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/page"
+	"github.com/certctl/certctl/pkg/secretbox"
 )
 
-var secret = bytes.Repeat([]byte("k"), 32)
+const secret = "kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk"
 
 func codec(t testing.TB) *page.Codec {
 	t.Helper()
-	c, err := page.NewCodec(secret)
+	c, err := page.NewCodec(secretbox.NewSecret(secret))
 	require.NoError(t, err)
 	return c
 }
@@ -133,7 +134,7 @@ func TestAnAlteredTokenIsRefused(t *testing.T) {
 		_, err := c.Decode(bad, scope)
 		requireField(t, err, "page_token")
 	}
-	other, err := page.NewCodec(bytes.Repeat([]byte("j"), 32))
+	other, err := page.NewCodec(secretbox.NewSecret(strings.Repeat("j", 32)))
 	require.NoError(t, err)
 	_, err = other.Decode(token, scope)
 	requireField(t, err, "page_token")
@@ -141,8 +142,32 @@ func TestAnAlteredTokenIsRefused(t *testing.T) {
 
 func TestAShortSecretIsRefused(t *testing.T) {
 	t.Parallel()
-	_, err := page.NewCodec([]byte("short"))
+	_, err := page.NewCodec(secretbox.NewSecret("short"))
 	require.Error(t, err)
+}
+
+func TestTokensLiveOnWhileTheSecretIsReplaced(t *testing.T) {
+	t.Parallel()
+	scope, cursor := page.Scope{Collection: "c"}, page.Cursor{page.TextValue("c-1")}
+	newSecret := strings.Repeat("n", 32)
+	var tokens []string
+	// Each stage, as a page of the stage before is turned in it.
+	for _, list := range []string{secret, secret + "," + newSecret, newSecret + "," + secret, newSecret} {
+		c, err := page.NewCodec(secretbox.NewSecret(list))
+		require.NoError(t, err)
+		tokens = append(tokens, c.Encode(scope, cursor))
+		if n := len(tokens); n > 1 {
+			got, err := c.Decode(tokens[n-2], scope)
+			require.NoError(t, err)
+			require.Equal(t, cursor, got)
+		}
+	}
+	require.Equal(t, tokens[0], tokens[1], "the first makes them")
+	require.Equal(t, tokens[2], tokens[3])
+	last, err := page.NewCodec(secretbox.NewSecret(newSecret))
+	require.NoError(t, err)
+	_, err = last.Decode(tokens[0], scope)
+	requireField(t, err, "page_token")
 }
 
 func FuzzDecode(f *testing.F) {

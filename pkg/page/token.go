@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/certctl/certctl/pkg/errs"
+	"github.com/certctl/certctl/pkg/secretbox"
 )
 
 const (
@@ -39,19 +40,25 @@ type Scope struct {
 	Order string
 }
 
-// Codec makes and reads page tokens. All replicas of a service must have the same secret.
-type Codec struct{ key []byte }
+// Codec makes and reads page tokens. All replicas of a service must know each other's secrets.
+type Codec struct{ keys [][]byte }
 
-// NewCodec derives the key of the tokens from a secret of at least 16 bytes.
-func NewCodec(secret []byte) (*Codec, error) {
-	if len(secret) < minSecret {
-		return nil, fmt.Errorf("page token secret: %d bytes are needed, got %d", minSecret, len(secret))
-	}
-	key, err := hkdf.Key(sha256.New, secret, nil, "certctl page token v1", sha256.Size)
+// NewCodec derives the keys of the tokens from a secret of at least 16 bytes, or a list of them: tokens are made with the
+// first and read with any.
+func NewCodec(secret secretbox.Secret) (*Codec, error) {
+	secrets, err := secret.List(minSecret)
 	if err != nil {
-		return nil, fmt.Errorf("derive page token key: %w", err)
+		return nil, fmt.Errorf("page token secret: %w", err)
 	}
-	return &Codec{key: key}, nil
+	c := &Codec{}
+	for _, s := range secrets {
+		key, err := hkdf.Key(sha256.New, []byte(s.Reveal()), nil, "certctl page token v1", sha256.Size)
+		if err != nil {
+			return nil, fmt.Errorf("derive page token key: %w", err)
+		}
+		c.keys = append(c.keys, key)
+	}
+	return c, nil
 }
 
 // Encode returns the token of the page after the cursor, for page_token: version, scope, cursor and their HMAC, as
@@ -59,7 +66,7 @@ func NewCodec(secret []byte) (*Codec, error) {
 func (c *Codec) Encode(s Scope, after Cursor) string {
 	b := append([]byte{tokenVersion}, s.digest()...)
 	b = after.encode(b)
-	return base64.RawURLEncoding.EncodeToString(append(b, c.mac(b)...))
+	return base64.RawURLEncoding.EncodeToString(append(b, mac(c.keys[0], b)...))
 }
 
 // Decode returns the cursor of a token; the empty token is the beginning. A token that was altered, or that was made for
@@ -91,12 +98,17 @@ func (c *Codec) verified(token string) (body []byte, ok bool) {
 	if err != nil || len(b) < headSize+macSize || b[0] != tokenVersion {
 		return nil, false
 	}
-	body, mac := b[:len(b)-macSize], b[len(b)-macSize:]
-	return body, hmac.Equal(mac, c.mac(body))
+	body, got := b[:len(b)-macSize], b[len(b)-macSize:]
+	for _, key := range c.keys {
+		if hmac.Equal(got, mac(key, body)) {
+			return body, true
+		}
+	}
+	return nil, false
 }
 
-func (c *Codec) mac(b []byte) []byte {
-	h := hmac.New(sha256.New, c.key)
+func mac(key, b []byte) []byte {
+	h := hmac.New(sha256.New, key)
 	h.Write(b)
 	return h.Sum(nil)[:macSize]
 }

@@ -1,6 +1,9 @@
 // Package peertls encrypts the connections between the services of one installation, without certificates to hand out:
 // each process derives the same CA from the internal secret and makes itself a certificate from it. A certificate here
 // only proves that the other side knows the secret and which service it is; callers prove who they are by bearer token.
+//
+// The internal secret may be a list (secretbox.Secret.List): a server has a certificate from the CA of the first, a client
+// trusts the CAs of all.
 package peertls
 
 import (
@@ -13,7 +16,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"errors"
 	"fmt"
 	"math/big"
 	"time"
@@ -35,7 +37,11 @@ func Name(service string) string { return service + ".certctl.internal" }
 
 // Server is the TLS of a service's listener.
 func Server(secret secretbox.Secret, service string) (*tls.Config, error) {
-	ca, key, err := authority(secret)
+	secrets, err := list(secret)
+	if err != nil {
+		return nil, err
+	}
+	ca, key, err := authority(secrets[0])
 	if err != nil {
 		return nil, err
 	}
@@ -60,20 +66,31 @@ func Server(secret secretbox.Secret, service string) (*tls.Config, error) {
 
 // Client is the TLS of a connection to a service.
 func Client(secret secretbox.Secret, service string) (*tls.Config, error) {
-	ca, _, err := authority(secret)
+	secrets, err := list(secret)
 	if err != nil {
 		return nil, err
 	}
 	roots := x509.NewCertPool()
-	roots.AddCert(ca)
+	for _, s := range secrets {
+		ca, _, err := authority(s)
+		if err != nil {
+			return nil, err
+		}
+		roots.AddCert(ca)
+	}
 	return &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: Name(service)}, nil
+}
+
+func list(secret secretbox.Secret) ([]secretbox.Secret, error) {
+	secrets, err := secret.List(minSecret)
+	if err != nil {
+		return nil, fmt.Errorf("internal secret: %w", err)
+	}
+	return secrets, nil
 }
 
 // authority derives the CA. Ed25519 signatures are deterministic (RFC 8032), so the certificate is too.
 func authority(secret secretbox.Secret) (*x509.Certificate, ed25519.PrivateKey, error) {
-	if len(secret.Reveal()) < minSecret {
-		return nil, nil, errors.New("the internal secret is shorter than 16 bytes")
-	}
 	seed, err := hkdf.Key(sha256.New, []byte(secret.Reveal()), nil, "certctl internal CA v1", ed25519.SeedSize)
 	if err != nil {
 		return nil, nil, fmt.Errorf("derive key: %w", err)

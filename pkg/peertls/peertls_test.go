@@ -60,6 +60,29 @@ func TestAnotherServiceOrAnotherSecretIsNotTrusted(t *testing.T) {
 
 func TestAShortSecretIsRefused(t *testing.T) {
 	t.Parallel()
-	_, err := peertls.Server(secretbox.NewSecret("short"), "audit")
-	require.Error(t, err)
+	for _, text := range []string{"short", "0123456789abcdef,short"} {
+		_, err := peertls.Server(secretbox.NewSecret(text), "audit")
+		require.ErrorContains(t, err, "has 5 bytes: want at least 16")
+		_, err = peertls.Client(secretbox.NewSecret(text), "audit")
+		require.ErrorContains(t, err, "has 5 bytes: want at least 16")
+	}
+}
+
+func TestServicesTrustEachOtherWhileTheSecretIsReplaced(t *testing.T) {
+	t.Parallel()
+	const before, after = "the-secret-of-before", "the-secret-of-after"
+	meet := func(server, client string) error {
+		s, err := peertls.Server(secretbox.NewSecret(server), "audit")
+		require.NoError(t, err)
+		c, err := peertls.Client(secretbox.NewSecret(client), "audit")
+		require.NoError(t, err)
+		return handshake(t, s, c)
+	}
+	stages := []string{before, before + "," + after, after + "," + before, after}
+	for i := range stages[1:] {
+		require.NoError(t, meet(stages[i], stages[i+1]), "a server of stage %d, a client of the next", i)
+		require.NoError(t, meet(stages[i+1], stages[i]), "a client of stage %d, a server of the next", i)
+	}
+	require.Error(t, meet(before, after))
+	require.Error(t, meet(stages[2], before), "a stage that is left out is noticed")
 }

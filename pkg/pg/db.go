@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -29,7 +30,8 @@ const (
 // Config says how a service connects.
 type Config struct {
 	BaseURL     secretbox.Secret // CERTCTL_DATABASE_URL
-	RoleSecret  secretbox.Secret // CERTCTL_DATABASE_ROLE_SECRET; empty: the base URL's password
+	Password    secretbox.Secret // CERTCTL_DATABASE_PASSWORD; empty: the base URL's
+	RoleSecret  secretbox.Secret // CERTCTL_DATABASE_ROLE_SECRET, a list; empty: the base URL's password
 	SharedRoles bool             // CERTCTL_DATABASE_ROLES=shared: the base login serves all
 	Service     string           // names the schema and, after "certctl_", the role
 
@@ -40,7 +42,10 @@ type Config struct {
 
 	// StartWait is how long Open waits for a server that is down or starting; zero asks once.
 	StartWait time.Duration
-	Log       *zap.Logger
+	// Schema, if given, is waited for without end: until its migrations are there, and also while the server refuses the
+	// role for what an operator is about to mend. A service that runs apart starts in any order with Postgres and migrate.
+	Schema *Schema
+	Log    *zap.Logger
 }
 
 func (c Config) check() error {
@@ -59,7 +64,7 @@ func (c Config) check() error {
 
 // DB is one service's way to its schema.
 type DB struct {
-	Pool *pgxpool.Pool
+	Pool *Pool
 
 	log        *zap.Logger
 	listenConn *pgx.ConnConfig // nil without Config.Listen
@@ -68,7 +73,7 @@ type DB struct {
 
 // Open connects as the service's role, whose search_path is the service's schema. It returns when a connection
 // has worked. While the server is down, starting, or out of connections it tries again for StartWait; other refusals
-// (password, missing database) return at once. Errors are explained by Diagnose.
+// (password, missing database) return at once, unless there is a Schema to wait for. Errors are explained by Diagnose.
 func Open(ctx context.Context, cfg Config) (*DB, error) {
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
@@ -76,7 +81,7 @@ func Open(ctx context.Context, cfg Config) (*DB, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	cc, err := connConfig(cfg)
+	cc, known, err := connConfig(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -86,10 +91,15 @@ func Open(ctx context.Context, cfg Config) (*DB, error) {
 		size--
 		db.listenConn = cc.Copy()
 	}
-	if db.Pool, err = newPool(ctx, cc, size); err != nil {
+	if db.Pool, err = newPool(ctx, cc, known, size); err != nil {
 		return nil, err
 	}
-	if err := untilUp(ctx, cfg.StartWait, cfg.Log, db.Pool.Ping); err != nil {
+	connect, mends, wait := db.Pool.Ping, Transient, cfg.StartWait
+	if cfg.Schema != nil {
+		connect = func(ctx context.Context) error { return schemaReady(ctx, db.Pool, *cfg.Schema) }
+		mends, wait = mendable, endless
+	}
+	if err := untilUp(ctx, wait, cfg.Log, mends, connect); err != nil {
 		db.Pool.Close()
 		return nil, fmt.Errorf("open database for %s: %w", cfg.Service, err)
 	}
@@ -100,10 +110,10 @@ func Open(ctx context.Context, cfg Config) (*DB, error) {
 func (db *DB) Close() { db.Pool.Close() }
 
 // connConfig turns the base URL into the service's own login.
-func connConfig(cfg Config) (*pgx.ConnConfig, error) {
-	cc, err := parseBase(cfg.BaseURL)
+func connConfig(cfg Config) (*pgx.ConnConfig, *passwords, error) {
+	cc, err := parseBase(cfg.BaseURL, cfg.Password)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	cc.RuntimeParams["application_name"] = "certctl/" + cfg.Service
 	cc.RuntimeParams["search_path"] = cfg.Service
@@ -111,17 +121,17 @@ func connConfig(cfg Config) (*pgx.ConnConfig, error) {
 		for name, value := range roleSettings(cfg.Service) {
 			cc.RuntimeParams[name] = value
 		}
-		return cc, nil
+		return cc, &passwords{all: []secretbox.Secret{secretbox.NewSecret(cc.Password)}, log: cfg.Log}, nil
 	}
-	password, err := rolePassword(cc, cfg.RoleSecret, cfg.Service)
+	all, err := rolePasswords(cc, cfg.RoleSecret, cfg.Service)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	cc.User, cc.Password = RoleName(cfg.Service), password.Reveal()
-	return cc, nil
+	cc.User = RoleName(cfg.Service)
+	return cc, &passwords{all: all, log: cfg.Log}, nil
 }
 
-func newPool(ctx context.Context, cc *pgx.ConnConfig, size int) (*pgxpool.Pool, error) {
+func newPool(ctx context.Context, cc *pgx.ConnConfig, known *passwords, size int) (*Pool, error) {
 	pc, err := pgxpool.ParseConfig("")
 	if err != nil {
 		return nil, errors.New("the PG… variables of the environment are no valid settings for Postgres")
@@ -134,18 +144,28 @@ func newPool(ctx context.Context, cc *pgx.ConnConfig, size int) (*pgxpool.Pool, 
 	pc.MaxConnIdleTime = connIdleTime
 	pc.HealthCheckPeriod = healthCheckPeriod
 	pc.PingTimeout = pingTimeout
+	pc.BeforeConnect = func(_ context.Context, cc *pgx.ConnConfig) error {
+		known.put(cc)
+		return nil
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, pc)
 	if err != nil {
 		return nil, fmt.Errorf("make connection pool: %w", err)
 	}
-	return pool, nil
+	return &Pool{pool: pool, passwords: known}, nil
 }
 
+// endless is a wait without end.
+const endless = time.Duration(math.MaxInt64)
+
+// waitLogEvery is how often somebody who looks into the log is told what is waited for.
+const waitLogEvery = 30 * time.Second
+
 // untilUp calls connect until it works, fails for a reason that waiting does not mend, or wait is over.
-func untilUp(ctx context.Context, wait time.Duration, log *zap.Logger, connect func(context.Context) error) error {
-	deadline := time.Now().Add(wait)
+func untilUp(ctx context.Context, wait time.Duration, log *zap.Logger, mends func(error) bool, connect func(context.Context) error) error {
+	began := time.Now()
 	pause := newBackoff(100*time.Millisecond, 2*time.Second)
-	said := false
+	var said time.Time
 	for {
 		tryCtx, cancel := context.WithTimeout(ctx, attemptWithin)
 		err := connect(tryCtx)
@@ -153,14 +173,14 @@ func untilUp(ctx context.Context, wait time.Duration, log *zap.Logger, connect f
 		if err == nil {
 			return nil
 		}
-		if !Transient(err) || !time.Now().Before(deadline) {
+		if !mends(err) || time.Since(began) >= wait {
 			return Diagnose(err)
 		}
-		if !said {
-			log.Info("waiting for Postgres", zap.Duration("at_most", wait), zap.Error(Diagnose(err)))
-			said = true
+		if said.IsZero() || time.Since(said) >= waitLogEvery {
+			log.Warn("waiting for Postgres", zap.Duration("waited", time.Since(began).Round(time.Second)), zap.Error(Diagnose(err)))
+			said = time.Now()
 		}
-		if sleepErr := sleep(ctx, min(pause.NextBackOff(), time.Until(deadline))); sleepErr != nil {
+		if sleepErr := sleep(ctx, min(pause.NextBackOff(), wait-time.Since(began))); sleepErr != nil {
 			return Diagnose(errors.Join(sleepErr, err))
 		}
 	}

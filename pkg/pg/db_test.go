@@ -19,7 +19,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 
@@ -69,7 +68,7 @@ func (s tcpServer) as(user, password, database string) string {
 }
 
 // fill takes every connection that the pool may have, until the test ends.
-func fill(t *testing.T, pool *pgxpool.Pool) {
+func fill(t *testing.T, pool *pg.Pool) {
 	t.Helper()
 	for range pool.Config().MaxConns {
 		conn, err := pool.Acquire(t.Context())

@@ -21,6 +21,9 @@ const (
 	codeInvalidPassword      = "28P01"
 	codeInvalidCatalog       = "3D000"
 	codeInsufficientRights   = "42501"
+	codeLockNotAvailable     = "55P03"
+	codeUndefinedTable       = "42P01"
+	codeInvalidSchema        = "3F000"
 	codeUniqueViolation      = "23505"
 	codeDuplicateObject      = "42710"
 	codeDuplicateSchema      = "42P06"
@@ -75,11 +78,11 @@ func Unstorable(err error) bool {
 }
 
 // Transient tells whether waiting may mend err: the server is down, starting, ending, out of connections, or gave a
-// transaction up. It says nothing about whether a statement that failed so had its effect.
+// transaction or the wait for a lock up. It says nothing about whether a statement that failed so had its effect.
 func Transient(err error) bool {
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return strings.HasPrefix(e.Code, classConnection) || slices.Contains([]string{
-			codeSerializationFailure, codeDeadlock, codeTooManyConnections,
+			codeSerializationFailure, codeDeadlock, codeTooManyConnections, codeLockNotAvailable,
 			codeAdminShutdown, codeCrashShutdown, codeCannotConnectNow,
 		}, e.Code)
 	}
@@ -130,6 +133,8 @@ func adviseState(code string, who login) string {
 		return fmt.Sprintf("Postgres has no connection left for role %q (SQLSTATE 53300): its CONNECTION LIMIT (the service's number in CERTCTL_DATABASE_POOL_QUOTAS) "+
 			"or the server's max_connections is reached. Check that CERTCTL_SERVICE_REPLICAS is the true number of replicas and that it is at most half the quota; else raise the quota and "+
 			"CERTCTL_DATABASE_MAX_CONNS and run `certctl migrate`, and keep max_connections above CERTCTL_DATABASE_MAX_CONNS", who.user)
+	case codeUndefinedTable, codeInvalidSchema:
+		return "the schema is not there yet: run `certctl migrate` (in Kubernetes the job …-migrate does)"
 	case codeCannotConnectNow:
 		return "Postgres is starting, stopping or recovering (SQLSTATE 57P03): wait, and look at its log if it lasts"
 	default:

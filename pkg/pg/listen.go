@@ -55,7 +55,11 @@ func (db *DB) Listen(ctx context.Context, channels []string, fn func(Notificatio
 }
 
 func (db *DB) listenOnce(ctx context.Context, channels []string, fn func(Notification)) error {
-	conn, err := pgx.ConnectConfig(ctx, db.listenConn.Copy())
+	conn, err := withPassword(db.Pool.passwords, func() (*pgx.Conn, error) {
+		cc := db.listenConn.Copy()
+		db.Pool.passwords.put(cc)
+		return pgx.ConnectConfig(ctx, cc)
+	})
 	if err != nil {
 		return fmt.Errorf("connect for listen: %w", err)
 	}

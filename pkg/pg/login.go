@@ -47,8 +47,8 @@ func RolePassword(base secretbox.Secret, role string) secretbox.Secret {
 	return secretbox.NewSecret(hex.EncodeToString(mac.Sum(nil)))
 }
 
-// parseBase reads the base URL.
-func parseBase(baseURL secretbox.Secret) (*pgx.ConnConfig, error) {
+// parseBase reads the base URL; a password beside it wins over the one in it.
+func parseBase(baseURL, password secretbox.Secret) (*pgx.ConnConfig, error) {
 	text := baseURL.Reveal()
 	if !strings.HasPrefix(text, "postgres://") && !strings.HasPrefix(text, "postgresql://") {
 		return nil, errBadURL
@@ -57,26 +57,41 @@ func parseBase(baseURL secretbox.Secret) (*pgx.ConnConfig, error) {
 	if err != nil {
 		return nil, errBadURL
 	}
+	if !password.IsZero() {
+		cc.Password = password.Reveal()
+	}
 	if cc.ConnectTimeout == 0 || cc.ConnectTimeout > connectTimeout {
 		cc.ConnectTimeout = connectTimeout
 	}
 	return cc, nil
 }
 
-// rolePassword gives the password for a service's role. It is empty over a Unix socket when no secret is set:
-// the embedded server's socket is private, and the server trusts whoever reaches it.
-func rolePassword(cc *pgx.ConnConfig, roleSecret secretbox.Secret, service string) (secretbox.Secret, error) {
-	base := roleSecret
-	if base.IsZero() {
-		base = secretbox.NewSecret(cc.Password)
-	}
-	if base.IsZero() {
-		if filepath.IsAbs(cc.Host) {
-			return secretbox.Secret{}, nil
+// rolePasswords gives the passwords that a service's role may have. `certctl migrate` sets the first; the others are those
+// from before, or from after the next migration: of the rest of the list, and of the base password, which counts where
+// there is no list. The password is empty over a Unix socket when no secret is set: the embedded server's socket is
+// private, and the server trusts whoever reaches it.
+func rolePasswords(cc *pgx.ConnConfig, roleSecret secretbox.Secret, service string) ([]secretbox.Secret, error) {
+	var secrets []secretbox.Secret
+	if !roleSecret.IsZero() {
+		var err error
+		if secrets, err = roleSecret.List(1); err != nil {
+			return nil, fmt.Errorf("CERTCTL_DATABASE_ROLE_SECRET: %w", err)
 		}
-		return secretbox.Secret{}, ErrNoRoleSecret
 	}
-	return RolePassword(base, RoleName(service)), nil
+	if base := secretbox.NewSecret(cc.Password); !base.IsZero() && !base.In(secrets) {
+		secrets = append(secrets, base)
+	}
+	if len(secrets) == 0 {
+		if filepath.IsAbs(cc.Host) {
+			return []secretbox.Secret{{}}, nil
+		}
+		return nil, ErrNoRoleSecret
+	}
+	passwords := make([]secretbox.Secret, 0, len(secrets))
+	for _, s := range secrets {
+		passwords = append(passwords, RolePassword(s, RoleName(service)))
+	}
+	return passwords, nil
 }
 
 // scramVerifier makes what Postgres stores for a password (RFC 5802 and RFC 7677; the format is that of

@@ -43,8 +43,9 @@ type Schema struct {
 // MigrateConfig says what Migrate makes, and as whom.
 type MigrateConfig struct {
 	BaseURL     secretbox.Secret // the owner of all objects; needs CREATE on the database, and CREATEROLE without SharedRoles
-	RoleSecret  secretbox.Secret
-	SharedRoles bool // makes no roles
+	Password    secretbox.Secret // CERTCTL_DATABASE_PASSWORD; empty: the base URL's
+	RoleSecret  secretbox.Secret // a list, of which the first becomes the roles' passwords
+	SharedRoles bool             // makes no roles
 	Schemas     []Schema
 
 	// Quotas become CONNECTION LIMIT of the roles; a service that is not in it has no limit.
@@ -61,13 +62,13 @@ func Migrate(ctx context.Context, cfg MigrateConfig) error {
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
 	}
-	cc, err := parseBase(cfg.BaseURL)
+	cc, err := parseBase(cfg.BaseURL, cfg.Password)
 	if err != nil {
 		return err
 	}
 	cc.RuntimeParams["application_name"] = "certctl/migrate"
 	cc.RuntimeParams["statement_timeout"] = "0"
-	err = untilUp(ctx, cfg.StartWait, cfg.Log, func(ctx context.Context) error { return pingOnce(ctx, cc) })
+	err = untilUp(ctx, cfg.StartWait, cfg.Log, Transient, func(ctx context.Context) error { return pingOnce(ctx, cc) })
 	if err != nil {
 		return fmt.Errorf("connect to migrate: %w", err)
 	}

@@ -97,11 +97,11 @@ func (m *migrator) alterRole(role string) ([]string, error) {
 		limit = -1
 	}
 	statement := fmt.Sprintf("ALTER ROLE %s LOGIN CONNECTION LIMIT %d", ident(role), limit)
-	password, err := rolePassword(m.base, m.cfg.RoleSecret, m.schema.Name)
+	passwords, err := rolePasswords(m.base, m.cfg.RoleSecret, m.schema.Name)
 	if err != nil {
 		return nil, err
 	}
-	if !password.IsZero() {
+	if password := passwords[0]; !password.IsZero() {
 		verifier, err := scramVerifier(password)
 		if err != nil {
 			return nil, err

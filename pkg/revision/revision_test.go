@@ -168,7 +168,7 @@ SELECT 'collection-' || n, s, 1 FROM generate_series(1, 500) AS n, generate_seri
 
 // explainer notes the plan of each query on its way.
 type explainer struct {
-	db      *pgxpool.Pool
+	db      *pg.Pool
 	queries int
 	plan    string
 }

@@ -32,9 +32,9 @@ const (
 )
 
 // PeerToken derives the token by which a service shows who it is: "certctl-peer.<service>.<hex>" with HMAC-SHA-256
-// (RFC 2104) over "peer:<service>", keyed with the internal secret.
+// (RFC 2104) over "peer:<service>", keyed with the internal secret, the first if it is a list.
 func PeerToken(secret secretbox.Secret, service string) secretbox.Secret {
-	return secretbox.NewSecret(tokenPrefix + service + "." + hex.EncodeToString(peerMAC(secret, service)))
+	return secretbox.NewSecret(tokenPrefix + service + "." + hex.EncodeToString(peerMAC(secret.First(), service)))
 }
 
 func peerMAC(secret secretbox.Secret, service string) []byte {
@@ -43,23 +43,25 @@ func peerMAC(secret secretbox.Secret, service string) []byte {
 	return mac.Sum(nil)
 }
 
-// checkSecret refuses a secret that can be guessed.
-func checkSecret(s secretbox.Secret) error {
-	if n := len(s.Reveal()); n < MinSecretSize {
-		return fmt.Errorf("internal secret has %d bytes: want at least %d", n, MinSecretSize)
+// secrets reads the list that the internal secret may be, and refuses one that can be guessed.
+func secrets(internal secretbox.Secret) ([]secretbox.Secret, error) {
+	list, err := internal.List(MinSecretSize)
+	if err != nil {
+		return nil, fmt.Errorf("internal secret: %w", err)
 	}
-	return nil
+	return list, nil
 }
 
 // PeerAuthenticator knows the services of the installation by their tokens.
-type PeerAuthenticator struct{ secret secretbox.Secret }
+type PeerAuthenticator struct{ secrets []secretbox.Secret }
 
-// NewPeerAuthenticator makes the authenticator of a service behind the gateway.
+// NewPeerAuthenticator makes the authenticator of a service behind the gateway. It believes tokens of each secret of a list.
 func NewPeerAuthenticator(secret secretbox.Secret) (*PeerAuthenticator, error) {
-	if err := checkSecret(secret); err != nil {
+	list, err := secrets(secret)
+	if err != nil {
 		return nil, err
 	}
-	return &PeerAuthenticator{secret: secret}, nil
+	return &PeerAuthenticator{secrets: list}, nil
 }
 
 // Authenticate gives the service that calls, and for the gateway the caller that it forwards. A call of the gateway
@@ -91,7 +93,12 @@ func (p *PeerAuthenticator) verify(token string) (service string, ok bool) {
 		return "", false
 	}
 	service = rest[:dot]
-	return service, hmac.Equal(mac, peerMAC(p.secret, service))
+	for _, secret := range p.secrets {
+		if hmac.Equal(mac, peerMAC(secret, service)) {
+			return service, true
+		}
+	}
+	return "", false
 }
 
 // forwarded gives the caller in the gateway's metadata. The gateway may speak for users and agents, and for itself;

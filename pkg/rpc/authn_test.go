@@ -73,6 +73,27 @@ func TestAShortInternalSecretIsRefused(t *testing.T) {
 	require.ErrorContains(t, err, "at least 16")
 }
 
+func TestPeersKnowEachOtherWhileTheSecretIsReplaced(t *testing.T) {
+	t.Parallel()
+	const before, after = "the-secret-of-before", "the-secret-of-after"
+	knows := func(server, client string) bool {
+		auth, err := rpc.NewPeerAuthenticator(secretbox.NewSecret(server))
+		require.NoError(t, err)
+		token := rpc.PeerToken(secretbox.NewSecret(client), "audit")
+		_, err = auth.Authenticate(t.Context(), ping, metadata.MD{"authorization": {"Bearer " + token.Reveal()}})
+		return err == nil
+	}
+	stages := []string{before, before + "," + after, after + "," + before, after}
+	for i := range stages[1:] {
+		require.True(t, knows(stages[i], stages[i+1]), "a server of stage %d, a client of the next", i)
+		require.True(t, knows(stages[i+1], stages[i]), "a client of stage %d, a server of the next", i)
+	}
+	require.False(t, knows(after, before))
+	require.False(t, knows(before, stages[2]), "a stage that is left out is noticed")
+	_, err := rpc.NewPeerAuthenticator(secretbox.NewSecret(before + ",short"))
+	require.ErrorContains(t, err, "item 2 of 2 has 5 bytes")
+}
+
 func TestTheGatewayForwardsCallersAndNobodyElseDoes(t *testing.T) {
 	t.Parallel()
 	auth, err := rpc.NewPeerAuthenticator(testrpc.Secret())

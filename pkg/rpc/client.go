@@ -35,7 +35,8 @@ type ClientConfig struct {
 	Target string
 	// Peer is the name of the service at the target, for errors; "" means the host in Target.
 	Peer string
-	// InternalSecret is what peer tokens derive from. It is needed when Service is not empty.
+	// InternalSecret is what peer tokens derive from, or a list of which the first is used. It is needed when Service is
+	// not empty.
 	InternalSecret secretbox.Secret
 	// Credentials are those of a client outside of the installation; nil is none.
 	Credentials credentials.PerRPCCredentials
@@ -80,7 +81,8 @@ func (c *ClientConfig) complete() error {
 		return nil
 	}
 	c.Credentials = peerCredentials{token: PeerToken(c.InternalSecret, c.Service), secure: c.Dialer == nil}
-	return checkSecret(c.InternalSecret)
+	_, err := secrets(c.InternalSecret)
+	return err
 }
 
 // peerName gives the host of a target, without scheme and port.

@@ -126,6 +126,20 @@ func (b *Box) Stale(sealed []byte) bool {
 	return len(sealed) < overhead || sealed[0] != version1 || [idSize]byte(sealed[1:headSize]) != b.first.id
 }
 
+// Keys tells how many keys the box has.
+func (b *Box) Keys() int { return len(b.aeads) }
+
+// First names the key that encrypts, as "key 0123456789abcdef".
+func (b *Box) First() string { return b.first.String() }
+
+// KeyOf names the key that data was encrypted under, in the same way.
+func KeyOf(sealed []byte) string {
+	if len(sealed) < overhead || sealed[0] != version1 {
+		return "no key"
+	}
+	return Key{id: [idSize]byte(sealed[1:headSize])}.String()
+}
+
 func (b *Box) aead(sealed []byte) (cipher.AEAD, error) {
 	if len(sealed) < overhead || sealed[0] != version1 {
 		return nil, ErrTampered

@@ -193,8 +193,19 @@ func TestAFileWithSeveralKeysEncryptsWithTheFirst(t *testing.T) {
 	keys, err := secretbox.ParseKeys(secretbox.NewSecret("# new\n" + line("n") + "\n\n" + line("o") + "\r\n"))
 	require.NoError(t, err)
 	require.Len(t, keys, 2)
-	_, err = box(t, keys[0]).Open(box(t, keys...).Seal([]byte("x"), place), place)
+	sealed := box(t, keys...).Seal([]byte("x"), place)
+	_, err = box(t, keys[0]).Open(sealed, place)
 	require.NoError(t, err)
+	require.Equal(t, keys[0].String(), secretbox.KeyOf(sealed))
+	require.Equal(t, "no key", secretbox.KeyOf(sealed[:20]))
+	require.Equal(t, keys[0].String(), box(t, keys...).First())
+	require.Equal(t, 2, box(t, keys...).Keys())
+
+	commas, err := secretbox.ParseKeys(secretbox.NewSecret(line("n") + ", " + line("o")))
+	require.NoError(t, err)
+	require.Equal(t, keys, commas)
+	_, err = secretbox.ParseKeys(secretbox.NewSecret("# a, comment\n" + line("n") + ",,"))
+	require.ErrorContains(t, err, "line 2")
 }
 
 func FuzzOpen(f *testing.F) {

@@ -17,10 +17,11 @@ import (
 const maxKeyFile = 64 << 10
 
 const keyFileHead = `# certctl: keys for secrets at rest, AES-256 in base64, one on a line.
-# The first encrypts, all decrypt. To rotate, put a new line above the others. Without this file the secrets are lost.
+# The first encrypts, all decrypt. To replace it, see "Secrets and their rotation" in docs/operate.md. Without this file the secrets are lost.
 `
 
-// ParseKeys reads keys, one base64 text of 32 bytes on a line; empty lines and lines that begin with # do not count.
+// ParseKeys reads keys, one base64 text of 32 bytes on a line, or several with commas between; empty lines and lines that
+// begin with # do not count.
 // Errors give the number of the line and nothing of its content.
 func ParseKeys(text Secret) ([]Key, error) {
 	var keys []Key
@@ -30,15 +31,13 @@ func ParseKeys(text Secret) ([]Key, error) {
 		if line == "" || strings.HasPrefix(line, "#") {
 			continue
 		}
-		raw, err := base64.StdEncoding.DecodeString(line)
-		if err != nil {
-			return nil, fmt.Errorf("encryption keys, line %d: not base64", n)
+		for item := range strings.SplitSeq(line, ",") {
+			k, err := parseKey(strings.TrimSpace(item))
+			if err != nil {
+				return nil, fmt.Errorf("encryption keys, line %d: %w", n, err)
+			}
+			keys = append(keys, k)
 		}
-		k, err := NewKey(raw)
-		if err != nil {
-			return nil, fmt.Errorf("encryption keys, line %d: %w", n, err)
-		}
-		keys = append(keys, k)
 	}
 	if err := lines.Err(); err != nil {
 		return nil, fmt.Errorf("encryption keys: %w", err)
@@ -47,6 +46,14 @@ func ParseKeys(text Secret) ([]Key, error) {
 		return nil, errors.New("encryption keys: there are none")
 	}
 	return keys, nil
+}
+
+func parseKey(text string) (Key, error) {
+	raw, err := base64.StdEncoding.DecodeString(text)
+	if err != nil {
+		return Key{}, errors.New("not base64") // the cause would show a part of the key
+	}
+	return NewKey(raw)
 }
 
 // LoadKeys reads a key file. A file that others than its owner may read or write is refused.

@@ -25,7 +25,7 @@ import (
 
 // Config says how audit works.
 type Config struct {
-	// InternalSecret keys the anchors' MACs and the page tokens.
+	// InternalSecret keys the anchors' MACs and the page tokens. It may be a list (secretbox.Secret.List).
 	InternalSecret secretbox.Secret
 	// ChainVerifyInterval is how often what is new is verified and anchored.
 	ChainVerifyInterval time.Duration
@@ -51,23 +51,39 @@ func Schema() pg.Schema { return store.Schema() }
 
 // New makes the service and starts nothing.
 func New(cfg Config, deps Deps) (*Service, error) {
-	pages, err := page.NewCodec([]byte(cfg.InternalSecret.Reveal()))
+	pages, err := page.NewCodec(cfg.InternalSecret)
 	if err != nil {
 		return nil, err
 	}
-	st := store.New(deps.DB, core.NewSealer([]byte("certctl audit anchor:"+cfg.InternalSecret.Reveal())))
+	sealer, err := newSealer(cfg.InternalSecret)
+	if err != nil {
+		return nil, err
+	}
+	st := store.New(deps.DB, sealer)
 	events, err := api.NewEvents(st, pages)
 	if err != nil {
 		return nil, err
 	}
-	loops, err := newLoops(cfg, deps, st)
+	loops, err := newLoops(cfg, deps, st, sealer.Keys())
 	if err != nil {
 		return nil, err
 	}
 	return &Service{events: events, sink: api.NewSink(st), revisions: revision.NewServer(deps.DB.Pool, store.Collection), loops: loops}, nil
 }
 
-func newLoops(cfg Config, deps Deps, st *store.Store) (*tick.Group, error) {
+func newSealer(internal secretbox.Secret) (core.Sealer, error) {
+	secrets, err := internal.List(rpc.MinSecretSize)
+	if err != nil {
+		return core.Sealer{}, fmt.Errorf("internal secret: %w", err)
+	}
+	keys := make([][]byte, 0, len(secrets))
+	for _, s := range secrets {
+		keys = append(keys, []byte("certctl audit anchor:"+s.Reveal()))
+	}
+	return core.NewSealer(keys...), nil
+}
+
+func newLoops(cfg Config, deps Deps, st *store.Store, secrets int) (*tick.Group, error) {
 	broken := prometheus.NewGauge(prometheus.GaugeOpts{Name: "certctl_audit_chain_broken",
 		Help: "1 when the last verification found the chain of audit events broken."})
 	if deps.Metrics != nil {
@@ -79,33 +95,62 @@ func newLoops(cfg Config, deps Deps, st *store.Store) (*tick.Group, error) {
 	if err != nil {
 		return nil, err
 	}
+	v := &verification{store: st, broken: broken, log: deps.Log, secrets: secrets}
 	return group, group.Register(tick.Loop{
 		Name:        "chain verification",
 		Description: "verifies what came since the last checkpoint and anchors it",
 		Interval:    cfg.ChainVerifyInterval,
-		Run: func(ctx context.Context) (tick.Result, error) {
-			return verifyNew(ctx, st, broken, deps.Log)
-		},
+		Run:         v.run,
 	})
 }
 
-func verifyNew(ctx context.Context, st *store.Store, broken prometheus.Gauge, log *zap.Logger) (tick.Result, error) {
-	r, err := st.VerifyNew(ctx)
+// verification is the loop that looks whether the chain is whole.
+type verification struct {
+	store  *store.Store
+	broken prometheus.Gauge
+	log    *zap.Logger
+	// secrets are how many internal secrets there are; said is set when operators were told that one is enough.
+	secrets int
+	said    bool
+}
+
+func (v *verification) run(ctx context.Context) (tick.Result, error) {
+	sealed, err := v.store.SealAnew(ctx)
+	if err != nil {
+		return tick.Result{}, err
+	}
+	if sealed.Done > 0 {
+		v.log.Info("anchors of the audit chain were sealed with another internal secret too", zap.Int("rows", sealed.Done))
+	}
+	result, err := v.verifyNew(ctx)
+	if sealed.Left == 0 && v.secrets > 1 && !v.said {
+		v.said = true
+		v.log.Info("every anchor of the audit chain is sealed with each secret of CERTCTL_INTERNAL_SECRET; any of them is enough for audit when all its replicas say so")
+	}
+	return result, err
+}
+
+func (v *verification) verifyNew(ctx context.Context) (tick.Result, error) {
+	r, err := v.store.VerifyNew(ctx)
 	if err != nil {
 		return tick.Result{}, err
 	}
 	if r.Fault != nil {
-		broken.Set(1)
-		log.Error("audit chain is broken", zap.Int64("sequence", r.Fault.Sequence), zap.String("reason", r.Fault.Reason), zap.String("detail", r.Fault.Message))
+		v.broken.Set(1)
+		what := "audit chain is broken"
+		if r.Fault.Reason == core.ReasonSecret {
+			what = "audit chain cannot be verified"
+		}
+		v.log.Error(what, zap.Int64("sequence", r.Fault.Sequence), zap.String("reason", r.Fault.Reason), zap.String("detail", r.Fault.Message))
 		return tick.Result{Rows: int(r.Checked), Note: "broken at event " + fmt.Sprint(r.Fault.Sequence)}, nil
 	}
-	broken.Set(0)
+	v.broken.Set(0)
 	if r.Checked == 0 {
 		return tick.Result{Note: "nothing new"}, nil
 	}
 	// In the log too, so that the anchor is also outside of the database.
-	log.Info("audit chain verified", zap.Int64("sequence", r.Last.Sequence), zap.String("hash", core.Hex(r.Last.Hash)))
-	return tick.Result{Rows: int(r.Checked)}, st.AddCheckpoint(ctx, r.Last)
+	v.log.Info("audit chain verified", zap.Int64("sequence", r.Last.Sequence), zap.String("hash", core.Hex(r.Last.Hash)))
+	return tick.Result{Rows: int(r.Checked)}, v.store.AddCheckpoint(ctx, r.Last)
 }
 
 // Register adds audit's RPCs.

@@ -11,7 +11,9 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
+	"go.uber.org/zap/zaptest/observer"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -40,20 +42,26 @@ const (
 
 // bench is audit with its database, served in memory.
 type bench struct {
-	service *audit.Service
-	rpc     *testrpc.Server
-	admin   *pgxpool.Pool
-	metrics *metrics.Registry
-	began   time.Time
+	database *testpg.Database
+	service  *audit.Service
+	rpc      *testrpc.Server
+	admin    *pgxpool.Pool
+	metrics  *metrics.Registry
+	began    time.Time
 }
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
-	d := testpg.NewDatabase(t, audit.Schema())
-	b := &bench{admin: d.Admin(t), metrics: metrics.New("audit"), began: time.Date(2027, 3, 4, 5, 6, 7, 0, time.UTC)}
+	return benchOn(t, testpg.NewDatabase(t, audit.Schema()), "the internal secret of the test", zaptest.NewLogger(t))
+}
+
+// benchOn is a replica of audit.
+func benchOn(t *testing.T, d *testpg.Database, secret string, log *zap.Logger) *bench {
+	t.Helper()
+	b := &bench{database: d, admin: d.Admin(t), metrics: metrics.New("audit"), began: time.Date(2027, 3, 4, 5, 6, 7, 0, time.UTC)}
 	var err error
-	b.service, err = audit.New(audit.Config{InternalSecret: secretbox.NewSecret("the internal secret of the test"), ChainVerifyInterval: time.Hour},
-		audit.Deps{DB: d.Open(t, "audit"), Log: zaptest.NewLogger(t), Metrics: b.metrics})
+	b.service, err = audit.New(audit.Config{InternalSecret: secretbox.NewSecret(secret), ChainVerifyInterval: time.Hour},
+		audit.Deps{DB: d.Open(t, "audit"), Log: log, Metrics: b.metrics})
 	require.NoError(t, err)
 	b.rpc = testrpc.Serve(t, testrpc.Config{Table: b.service.AuthzTable(), Register: b.service.Register})
 	return b
@@ -472,4 +480,40 @@ func TestTheMetricsOfTheServiceAreSound(t *testing.T) {
 	problems, err := testutil.GatherAndLint(b.metrics, "certctl_audit_chain_broken")
 	require.NoError(t, err)
 	require.Empty(t, problems)
+}
+
+func TestTheLoopSealsAnewAndSaysWhenASecretMayGo(t *testing.T) {
+	t.Parallel()
+	const before, after = "the internal secret of before", "the internal secret of after"
+	core, logs := observer.New(zap.InfoLevel)
+	log := zap.New(core)
+	first := benchOn(t, testpg.NewDatabase(t, audit.Schema()), before, log)
+	first.fill(t, 3)
+	first.runLoops(t)
+	const says = "every anchor of the audit chain is sealed with each secret of CERTCTL_INTERNAL_SECRET; any of them is enough for audit when all its replicas say so"
+	require.Zero(t, logs.FilterMessage(says).Len(), "there is one secret only")
+
+	early := benchOn(t, first.database, after, log)
+	early.runLoops(t)
+	require.True(t, early.broken(t), "a chain that cannot be verified is not called whole")
+	require.Equal(t, 1, logs.FilterMessage("audit chain cannot be verified").Len())
+	r, err := early.auditor(t).VerifyEvents(t.Context(), &auditv1.VerifyEventsRequest{})
+	require.NoError(t, err)
+	require.False(t, r.GetValid())
+	require.Equal(t, "SECRET_UNKNOWN", r.GetFirstInvalidEvent().GetReason())
+	require.Contains(t, r.GetFirstInvalidEvent().GetMessage(), "CERTCTL_INTERNAL_SECRET")
+
+	benchOn(t, first.database, before+","+after, log).runLoops(t)
+	require.Equal(t, 1, logs.FilterMessage(says).Len())
+	last := benchOn(t, first.database, after, log)
+	last.runLoops(t)
+	require.False(t, last.broken(t))
+	require.Zero(t, logs.FilterMessage("audit chain is broken").Len())
+}
+
+func TestAShortInternalSecretIsRefused(t *testing.T) {
+	t.Parallel()
+	_, err := audit.New(audit.Config{InternalSecret: secretbox.NewSecret("the internal secret of the test,short"), ChainVerifyInterval: time.Hour},
+		audit.Deps{DB: testpg.New(t, audit.Schema()), Log: zap.NewNop()})
+	require.ErrorContains(t, err, "item 2 of 2 has 5 bytes")
 }

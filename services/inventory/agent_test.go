@@ -10,9 +10,11 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/certctl/certctl/pkg/errs"
+	"github.com/certctl/certctl/pkg/secretbox"
 	agentv1 "github.com/certctl/certctl/proto/gen/go/certctl/agent/v1"
 	eventv1 "github.com/certctl/certctl/proto/gen/go/certctl/event/v1"
 	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
+	"github.com/certctl/certctl/services/inventory"
 )
 
 func (r *replica) joinToken(t testing.TB, req *inventoryv1.CreateJoinTokenRequest) *inventoryv1.JoinToken {
@@ -65,6 +67,35 @@ func TestAJoinTokenIsBoundedInUsesAndTime(t *testing.T) {
 	requireReason(t, err, errs.NotFound, "JOIN_TOKEN_NOT_FOUND")
 	_, err = r.registry().CreateJoinToken(t.Context(), &inventoryv1.CreateJoinTokenRequest{Ttl: durationpb.New(time.Second)})
 	requireFields(t, err, "ttl")
+}
+
+func TestAnyStandingTokenOfAListIsAccepted(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	cfg := quick()
+	const next = "the-next-token-of-the-fleet"
+	cfg.AgentJoinToken = secretbox.NewSecret(standing + ", " + next)
+	r := w.start(t, cfg)
+	for name, token := range map[string]string{"one": standing, "two": next} {
+		_, err := r.tryEnroll(t, enrollment(name, token))
+		require.NoError(t, err, name)
+	}
+	for name, token := range map[string]string{"three": cfg.AgentJoinToken.Reveal(), "four": "the-token-of-others-of-a-fleet"} {
+		_, err := r.tryEnroll(t, enrollment(name, token))
+		requireReason(t, err, errs.Unauthenticated, "JOIN_TOKEN_NOT_VALID")
+	}
+}
+
+func TestAShortStandingTokenIsRefused(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	cfg := quick()
+	cfg.AgentJoinToken = secretbox.NewSecret(standing + ",short")
+	_, err := inventory.New(cfg, inventory.Deps{
+		DB: w.database.Open(t, "inventory"), Targets: validator{},
+		Peers: inventory.Peers{Issuance: w.toIssuance, RenewalScheduler: w.toSched, Audit: w.toAudi},
+	})
+	require.ErrorContains(t, err, "item 2 of 2 has 5 bytes")
 }
 
 func TestATokenIsNeverMadeTwiceForOneKey(t *testing.T) {

@@ -41,11 +41,15 @@ const (
 	flushTimeout = 5 * time.Second
 )
 
+// minJoinToken is the least length of a standing join token, characters.
+const minJoinToken = 16
+
 // Config says how inventory works. Durations and counts that are zero take the default in brackets.
 type Config struct {
 	// InternalSecret keys the page tokens; all replicas have the same.
 	InternalSecret secretbox.Secret
-	// AgentJoinToken is a standing join token for fleets; empty: none.
+	// AgentJoinToken is a standing join token for fleets, or a list of them with commas between, of which any is accepted;
+	// empty: none. Each has at least 16 characters.
 	AgentJoinToken secretbox.Secret
 	// ServerVersion is told to agents.
 	ServerVersion string
@@ -201,12 +205,18 @@ func New(cfg Config, deps Deps) (*Service, error) {
 }
 
 func newCore(cfg Config, deps Deps, st *store.Store) (*core.Core, error) {
-	pages, err := page.NewCodec([]byte(cfg.InternalSecret.Reveal()))
+	pages, err := page.NewCodec(cfg.InternalSecret)
 	if err != nil {
 		return nil, err
 	}
+	var standing []secretbox.Secret
+	if !cfg.AgentJoinToken.IsZero() {
+		if standing, err = cfg.AgentJoinToken.List(minJoinToken); err != nil {
+			return nil, fmt.Errorf("standing join token: %w", err)
+		}
+	}
 	return core.New(core.Config{
-		AgentJoinToken: cfg.AgentJoinToken, AssignmentLease: cfg.AssignmentLease, DeployMaxAttempts: cfg.DeployMaxAttempts,
+		AgentJoinTokens: standing, AssignmentLease: cfg.AssignmentLease, DeployMaxAttempts: cfg.DeployMaxAttempts,
 		DeployDeadline: cfg.DeployDeadline, RetryBase: cfg.RetryBase, RetryMax: cfg.RetryMax, FailedRetry: cfg.FailedRetry,
 		VerifyInterval: cfg.VerifyInterval, AgentOfflineAfter: cfg.AgentOfflineAfter, CredentialLifetime: cfg.CredentialLifetime,
 	}, core.Deps{

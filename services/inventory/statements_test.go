@@ -40,7 +40,7 @@ func (w *world) counted(t testing.TB) (*replica, *statements) {
 	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)
-	r := &replica{db: &pg.DB{Pool: pool}}
+	r := &replica{db: &pg.DB{Pool: pg.NewPool(pool)}}
 	r.service, err = inventory.New(quick(), inventory.Deps{
 		DB: r.db, Targets: validator{}, Peers: inventory.Peers{Issuance: w.toIssuance, RenewalScheduler: w.toSched, Audit: w.toAudi},
 	})

@@ -151,7 +151,7 @@ func newCore(cfg Config, deps Deps) (*core.Core, error) {
 }
 
 func newAPI(cfg Config, deps Deps, c *core.Core) (*api.API, error) {
-	pages, err := page.NewCodec([]byte(cfg.InternalSecret.Reveal()))
+	pages, err := page.NewCodec(cfg.InternalSecret)
 	if err != nil {
 		return nil, fmt.Errorf("issuance: %w", err)
 	}

@@ -213,7 +213,7 @@ func TestEachLoopRunsAndSaysWhatItIs(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	s.run()
-	want := []string{"CRL generation", "enrolment GC", "order reconcile", "orphan search", "revocation retry", "CA renewal", "idempotency key prune", "inbox prune"}
+	want := []string{"CRL generation", "enrolment GC", "order reconcile", "orphan search", "revocation retry", "CA renewal", "secret re-encryption", "idempotency key prune", "inbox prune"}
 	require.Eventually(t, func() bool {
 		for _, l := range s.service.Loops() {
 			if l.Runs == 0 {

@@ -23,6 +23,8 @@ const (
 	// rowTimeout bounds the work on one row beyond its calls to the CA.
 	rowTimeout = 10 * time.Second
 	slots      = 16
+	// resealInterval bounds how long a replica that still has an older key in front hides from the count what it stored.
+	resealInterval = 10 * time.Minute
 )
 
 // loops are the group and what it works with.
@@ -30,6 +32,7 @@ type loops struct {
 	group   *tick.Group
 	core    *core.Core
 	orphans prometheus.Gauge
+	oldKeys prometheus.Gauge
 }
 
 func newLoops(cfg Config, deps Deps, c *core.Core) (*loops, error) {
@@ -39,9 +42,11 @@ func newLoops(cfg Config, deps Deps, c *core.Core) (*loops, error) {
 	}
 	l := &loops{group: group, core: c, orphans: prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "certctl_orphan_orders", Help: "Orders at CAs that the journal does not account for and that wait for a decision.",
+	}), oldKeys: prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "certctl_secrets_under_old_keys", Help: "Secrets at rest that are not under the first encryption key, counted every ten minutes.",
 	})}
 	if deps.Metrics != nil {
-		if err := deps.Metrics.Register(l.orphans); err != nil {
+		if err := errors.Join(deps.Metrics.Register(l.orphans), deps.Metrics.Register(l.oldKeys)); err != nil {
 			return nil, fmt.Errorf("register metric: %w", err)
 		}
 	}
@@ -84,6 +89,10 @@ func newLoops(cfg Config, deps Deps, c *core.Core) (*loops, error) {
 			Name: "CA renewal", Description: "renews the certificates of local CAs in time", Interval: time.Hour, Run: l.renewCAs,
 		},
 		tick.Loop{
+			Name: "secret re-encryption", Description: "brings secrets at rest under the first encryption key", Interval: resealInterval,
+			Run: l.reseal,
+		},
+		tick.Loop{
 			Name: "idempotency key prune", Description: "forgets idempotency keys older than a day", Interval: time.Hour,
 			Run: func(ctx context.Context) (tick.Result, error) {
 				n, err := mutation.Prune(ctx, deps.DB.Pool)
@@ -119,6 +128,14 @@ func (l *loops) searchOrphans(ctx context.Context) (tick.Result, error) {
 func (l *loops) renewCAs(ctx context.Context) (tick.Result, error) {
 	n, err := l.core.RenewCAs(ctx)
 	return tick.Result{Rows: n}, err
+}
+
+func (l *loops) reseal(ctx context.Context) (tick.Result, error) {
+	r, err := l.core.Reseal(ctx)
+	if err == nil {
+		l.oldKeys.Set(float64(r.Left))
+	}
+	return tick.Result{Rows: r.Done}, err
 }
 
 func newRunner(queue string, table func() (*lease.Table, error), handle lease.Handler, cfg Config, deps Deps) (*lease.Runner, error) {

@@ -160,7 +160,7 @@ func newCore(cfg Config, deps Deps, st *store.Store) (*core.Core, error) {
 }
 
 func newAPI(cfg Config, deps Deps, c *core.Core, st *store.Store) (*api.Server, error) {
-	codec, err := page.NewCodec([]byte(cfg.InternalSecret.Reveal()))
+	codec, err := page.NewCodec(cfg.InternalSecret)
 	if err != nil {
 		return nil, fmt.Errorf("renewalscheduler: %w", err)
 	}

@@ -12,9 +12,11 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	_ "golang.org/x/crypto/x509roots/fallback" // Mozilla's roots, for hosts that have none, as our image
 
 	"github.com/certctl/certctl/agent"
+	"github.com/certctl/certctl/pkg/logx"
 	"github.com/certctl/certctl/pkg/secretbox"
 	"github.com/certctl/certctl/pkg/version"
 )
@@ -33,6 +35,9 @@ func main() {
 	}
 }
 
+// dataDir is where an agent keeps its own unless it is told.
+const dataDir = "/var/lib/certctl-agent"
+
 func command() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "certctl-agent",
@@ -41,17 +46,19 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 		Version:       version.String(),
 	}
-	root.AddCommand(runCommand(os.LookupEnv, run))
+	root.AddCommand(runCommand(os.LookupEnv, run), prepareCommand(os.LookupEnv))
 	return root
 }
 
 // options are the flags; each has an environment variable, so that a secret need not stand in a process list.
 type options struct {
 	server, serverCA, joinToken, joinTokenFile, dataDir, name string
+	waitToEnrol                                               bool
+	healthListen                                              string
 	labels                                                    map[string]string
 	allow                                                     []string
 	rotation                                                  time.Duration
-	logFormat                                                 string
+	logLevel, logFormat                                       string
 }
 
 // runCommand fills the options from flags and environment, and starts the agent with them.
@@ -62,10 +69,11 @@ func runCommand(lookup func(string) (string, bool), start func(context.Context, 
 		Short: "Run the agent",
 		Long: "Run the agent: it enrols with the join token on its first start, and then makes keys, deploys certificates and\n" +
 			"verifies what is served, as the control plane assigns. Each flag can be given as an environment variable, CERTCTL_ and\n" +
-			"the flag's name in upper case with _ for -, for example CERTCTL_JOIN_TOKEN.",
+			"the flag's name in upper case with _ for -, for example CERTCTL_JOIN_TOKEN; that of --health-listen is\n" +
+			"CERTCTL_HEALTH_LISTEN_ADDR.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := fromEnvironment(cmd, lookup); err != nil {
+			if err := fromEnvironment(cmd, lookup, settings()...); err != nil {
 				return err
 			}
 			return start(cmd.Context(), o)
@@ -73,27 +81,39 @@ func runCommand(lookup func(string) (string, bool), start func(context.Context, 
 	}
 	f := c.Flags()
 	f.StringVar(&o.server, "server", "", "URL of the control plane, https://HOST:PORT (required)")
-	f.StringVar(&o.serverCA, "server-ca", "", "file with the CA certificate of the control plane; default: the system's")
+	f.StringVar(&o.serverCA, "server-ca", "", "file with the CA certificate of the control plane, or directory with *.crt and *.pem files; read again when it changes; default: the system's")
 	f.StringVar(&o.joinToken, "join-token", "", "join token, for the first start")
 	f.StringVar(&o.joinTokenFile, "join-token-file", "", "file with the join token")
-	f.StringVar(&o.dataDir, "data-dir", "/var/lib/certctl-agent", "directory for identity, keys and journals")
+	f.BoolVar(&o.waitToEnrol, "wait-to-enrol", false, "wait while the server does not let this agent in, instead of ending; for Kubernetes")
+	f.StringVar(&o.dataDir, "data-dir", dataDir, "directory for identity, keys and journals")
 	f.StringVar(&o.name, "name", "", "unique name of the agent; default: the host name")
 	f.StringToStringVar(&o.labels, "label", nil, "labels, KEY=VALUE")
 	f.StringSliceVar(&o.allow, "allow-command", nil, "program that targets may have run, absolute path; may be repeated")
 	f.DurationVar(&o.rotation, "credential-rotation", agent.DefaultRotation, "how often to take a new credential")
-	f.StringVar(&o.logFormat, "log-format", "console", "console or json")
+	f.StringVar(&o.healthListen, "health-listen", "", "address for /healthz and /readyz, plain HTTP; default: listen on nothing")
+	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&o.logFormat, "log-format", logx.Console, "console or json")
 	return c
 }
 
 // settings are the flags that can be given as environment variables.
 func settings() []string {
-	return []string{"server", "server-ca", "join-token", "join-token-file", "data-dir", "name", "label", "allow-command", "credential-rotation", "log-format"}
+	return []string{"server", "server-ca", "join-token", "join-token-file", "wait-to-enrol", "data-dir", "name", "label", "allow-command",
+		"credential-rotation", "health-listen", "log-level", "log-format"}
+}
+
+// variable is the environment variable of a flag. That of --health-listen is called as the server's is.
+func variable(flag string) string {
+	if flag == "health-listen" {
+		flag = "health-listen-addr"
+	}
+	return "CERTCTL_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
 // fromEnvironment fills the flags that were not given.
-func fromEnvironment(cmd *cobra.Command, lookup func(string) (string, bool)) error {
-	for _, name := range settings() {
-		variable := "CERTCTL_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+func fromEnvironment(cmd *cobra.Command, lookup func(string) (string, bool), flags ...string) error {
+	for _, name := range flags {
+		variable := variable(name)
 		value, ok := lookup(variable)
 		if !ok || cmd.Flags().Changed(name) {
 			continue
@@ -109,47 +129,17 @@ func run(ctx context.Context, o options) error {
 	if o.server == "" {
 		return errors.New("--server is required, for example --server https://certctl.example.com:8443")
 	}
-	token, err := joinToken(o)
-	if err != nil {
-		return err
+	if o.joinToken != "" && o.joinTokenFile != "" {
+		return errors.New("--join-token and --join-token-file exclude each other")
 	}
-	log, err := logger(o.logFormat)
+	log, err := logx.New(logx.Config{Level: o.logLevel, Format: o.logFormat, Service: "agent"}, zapcore.Lock(os.Stderr))
 	if err != nil {
-		return err
+		return fmt.Errorf("--log-level, --log-format: %w", err)
 	}
 	defer func() { _ = log.Sync() }()
 	return agent.Run(ctx, agent.Config{
-		Server: o.server, ServerCA: o.serverCA, DataDir: o.dataDir, Name: o.name, JoinToken: token, Labels: o.labels,
-		AllowCommands: o.allow, Rotation: o.rotation,
+		Server: o.server, ServerCA: o.serverCA, DataDir: o.dataDir, Name: o.name, Labels: o.labels,
+		JoinToken: secretbox.NewSecret(o.joinToken), JoinTokenFile: o.joinTokenFile, WaitToEnrol: o.waitToEnrol,
+		AllowCommands: o.allow, Rotation: o.rotation, HealthListen: o.healthListen,
 	}, agent.Deps{Log: log})
-}
-
-func joinToken(o options) (secretbox.Secret, error) {
-	if o.joinTokenFile == "" {
-		return secretbox.NewSecret(o.joinToken), nil
-	}
-	if o.joinToken != "" {
-		return secretbox.Secret{}, errors.New("--join-token and --join-token-file exclude each other")
-	}
-	b, err := os.ReadFile(o.joinTokenFile)
-	if err != nil {
-		return secretbox.Secret{}, fmt.Errorf("read join token: %w", err)
-	}
-	return secretbox.NewSecret(strings.TrimSpace(string(b))), nil
-}
-
-func logger(format string) (*zap.Logger, error) {
-	c := zap.NewProductionConfig()
-	c.Encoding = format
-	if format == "console" {
-		c = zap.NewDevelopmentConfig()
-		c.Level = zap.NewAtomicLevelAt(zap.InfoLevel)
-		c.Development, c.DisableStacktrace, c.DisableCaller = false, true, true
-	}
-	c.OutputPaths = []string{"stderr"}
-	log, err := c.Build()
-	if err != nil {
-		return nil, fmt.Errorf("--log-format must be console or json: %w", err)
-	}
-	return log.Named("agent"), nil
 }

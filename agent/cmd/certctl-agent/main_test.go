@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -40,11 +41,13 @@ func TestEveryFlagCanComeFromTheEnvironment(t *testing.T) {
 	o, err := parse(t, map[string]string{
 		"CERTCTL_SERVER": "https://certctl.example.com", "CERTCTL_SERVER_CA": "/ca.crt", "CERTCTL_JOIN_TOKEN": "token", "CERTCTL_JOIN_TOKEN_FILE": "/token",
 		"CERTCTL_DATA_DIR": "/data", "CERTCTL_NAME": "web-1", "CERTCTL_LABEL": "env=prod,site=a", "CERTCTL_ALLOW_COMMAND": "/bin/a,/bin/b",
-		"CERTCTL_CREDENTIAL_ROTATION": "12h", "CERTCTL_LOG_FORMAT": "json",
+		"CERTCTL_CREDENTIAL_ROTATION": "12h", "CERTCTL_LOG_FORMAT": "json", "CERTCTL_LOG_LEVEL": "debug", "CERTCTL_WAIT_TO_ENROL": "true",
+		"CERTCTL_HEALTH_LISTEN_ADDR": ":9090",
 	})
 	require.NoError(t, err)
 	require.Equal(t, options{server: "https://certctl.example.com", serverCA: "/ca.crt", joinToken: "token", joinTokenFile: "/token", dataDir: "/data",
-		name: "web-1", labels: map[string]string{"env": "prod", "site": "a"}, allow: []string{"/bin/a", "/bin/b"}, rotation: 12 * time.Hour, logFormat: "json"}, o)
+		name: "web-1", labels: map[string]string{"env": "prod", "site": "a"}, allow: []string{"/bin/a", "/bin/b"}, rotation: 12 * time.Hour, logFormat: "json",
+		logLevel: "debug", waitToEnrol: true, healthListen: ":9090"}, o)
 
 	usage := runCommand(os.LookupEnv, run).Flags().FlagUsages()
 	require.Equal(t, len(settings()), strings.Count(usage, " --"), "settings lists every flag:\n%s", usage)
@@ -64,8 +67,9 @@ func TestTheDefaultsNeedOnlyAServer(t *testing.T) {
 	t.Parallel()
 	o, err := parse(t, nil)
 	require.NoError(t, err)
-	require.Equal(t, options{dataDir: "/var/lib/certctl-agent", rotation: agent.DefaultRotation, logFormat: "console"}, options{
-		dataDir: o.dataDir, rotation: o.rotation, logFormat: o.logFormat, server: o.server, name: o.name})
+	require.Equal(t, options{dataDir: "/var/lib/certctl-agent", rotation: agent.DefaultRotation, logFormat: "console", logLevel: "info"}, options{
+		dataDir: o.dataDir, rotation: o.rotation, logFormat: o.logFormat, logLevel: o.logLevel, server: o.server, name: o.name,
+		healthListen: o.healthListen, waitToEnrol: o.waitToEnrol})
 	require.ErrorContains(t, run(t.Context(), o), "--server is required")
 }
 
@@ -78,17 +82,44 @@ func TestBadSettingsAreNamed(t *testing.T) {
 	_, err = parse(t, nil, "surplus")
 	require.Error(t, err)
 	require.ErrorContains(t, run(t.Context(), options{server: "https://x", logFormat: "xml"}), "--log-format")
+	require.ErrorContains(t, run(t.Context(), options{server: "https://x", logLevel: "loud"}), "--log-level")
 	require.ErrorContains(t, run(t.Context(), options{server: "https://x", joinToken: "a", joinTokenFile: "b"}), "exclude each other")
-	require.ErrorContains(t, run(t.Context(), options{server: "https://x", joinTokenFile: "/nowhere"}), "read join token")
+	require.ErrorContains(t, run(t.Context(), options{server: "https://x", joinTokenFile: "/nowhere", dataDir: filepath.Join(t.TempDir(), "agent")}), "read join token")
 }
 
-func TestAJoinTokenIsReadFromItsFile(t *testing.T) {
+// prepared runs the command, and answers what it says.
+func prepared(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	var out strings.Builder
+	c := prepareCommand(func(string) (string, bool) { return "", false })
+	c.SilenceErrors, c.SilenceUsage = true, true
+	c.SetOut(&out)
+	c.SetArgs(args)
+	err := c.ExecuteContext(t.Context())
+	return out.String(), err
+}
+
+func TestPrepareSaysWhatItDid(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "token")
-	require.NoError(t, os.WriteFile(path, []byte("the-token\n"), 0o600))
-	s, err := joinToken(options{joinTokenFile: path})
+	dir := filepath.Join(t.TempDir(), "agent")
+	owner := strconv.Itoa(os.Geteuid())
+	out, err := prepared(t, "--data-dir", dir, "--owner", owner)
 	require.NoError(t, err)
-	require.Equal(t, "the-token", s.Reveal())
+	require.Equal(t, "made "+dir+"\n", out)
+	require.NoError(t, os.Chmod(dir, 0o755))
+	out, err = prepared(t, "--data-dir", dir, "--owner", owner)
+	require.NoError(t, err)
+	require.Equal(t, "closed "+dir+" to all but its owner (0700)\n", out)
+	out, err = prepared(t, "--data-dir", dir, "--owner", owner)
+	require.NoError(t, err)
+	require.Equal(t, dir+" is as it has to be, and belongs to "+owner+"\n", out)
+
+	_, err = prepared(t, "--data-dir", dir)
+	require.ErrorContains(t, err, "--owner is required")
+	for _, wrong := range []string{"nobody", "1:", ":1", "-1", "1:2:3", "99999999999"} {
+		_, err = prepared(t, "--data-dir", dir, "--owner", wrong)
+		require.ErrorContains(t, err, "UID:GID", wrong)
+	}
 }
 
 // The agent runs on customers' hosts: what it does not need is not there.

@@ -5,19 +5,17 @@ package control
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/url"
-	"os"
 	"strings"
 	"time"
 
+	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/certctl/certctl/agent/internal/identity"
@@ -34,19 +32,19 @@ const reasonRetired = "AGENT_RETIRED"
 // ErrRetired says that the server has retired this agent.
 var ErrRetired = errors.New("the agent has been retired")
 
-// Dial prepares the connection; it connects with the first call. The server is an https URL; caFile, if not empty, holds
-// the only roots that are trusted.
-func Dial(server, caFile string, id *identity.Store) (*grpc.ClientConn, error) {
+// Dial prepares the connection; it connects with the first call. The server is an https URL; ca, if not empty, is a file or a
+// directory with the only certificates that are trusted: roots, or the server's own.
+func Dial(server, ca string, id *identity.Store, log *zap.Logger) (*grpc.ClientConn, error) {
 	target, host, err := target(server)
 	if err != nil {
 		return nil, err
 	}
-	roots, err := roots(caFile)
+	trust, err := openTrust(ca, log)
 	if err != nil {
 		return nil, err
 	}
 	conn, err := grpc.NewClient("dns:///"+target,
-		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: host})),
+		grpc.WithTransportCredentials(newPinned(&tls.Config{MinVersion: tls.VersionTLS13, ServerName: host}, trust)),
 		grpc.WithPerRPCCredentials(bearer{id}),
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 10 * time.Second,
 			Backoff: backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.5, MaxDelay: 20 * time.Second}}),
@@ -69,21 +67,6 @@ func target(server string) (address, host string, err error) {
 		port = "443"
 	}
 	return net.JoinHostPort(u.Hostname(), port), u.Hostname(), nil
-}
-
-func roots(caFile string) (*x509.CertPool, error) {
-	if caFile == "" {
-		return nil, nil // the system's
-	}
-	b, err := os.ReadFile(caFile)
-	if err != nil {
-		return nil, fmt.Errorf("read server CA: %w", err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(b) {
-		return nil, fmt.Errorf("read server CA: no certificate in %s", caFile)
-	}
-	return pool, nil
 }
 
 // bearer adds the credential, when there is one.

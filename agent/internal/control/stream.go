@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -29,8 +30,12 @@ const (
 	maxDrain = 5 * time.Minute
 )
 
-// errEnded says that the stream has ended; why comes from the receiver.
-var errEnded = errors.New("the stream has ended")
+var (
+	// errEnded says that the stream has ended; why comes from the receiver.
+	errEnded = errors.New("the stream has ended")
+	// errAsked is why there is no stream when nothing went wrong.
+	errAsked = errors.New("the server has asked to connect again")
+)
 
 // Stream keeps the agent present at the server and passes its hints on. Work never travels on it.
 type Stream struct {
@@ -45,6 +50,8 @@ type Stream struct {
 	Rotate func()
 	// Refused is called when the server refuses a credential. It answers whether there is another one to try at once.
 	Refused func(ctx context.Context, credential secretbox.Secret, cause error) (bool, error)
+	// State is called with nil when the server has welcomed the agent, and with the reason when there is no stream any more.
+	State func(cause error)
 
 	session  string
 	welcomed time.Time
@@ -58,6 +65,7 @@ func (s *Stream) Run(ctx context.Context) error {
 		credential := s.Credential()
 		s.welcomed = time.Time{}
 		wait, err := s.once(With(ctx, credential))
+		s.State(cmp.Or(err, errAsked))
 		if !s.welcomed.IsZero() && time.Since(s.welcomed) > settled {
 			pause.Reset()
 		}
@@ -181,6 +189,7 @@ func heartbeat(w *agentv1.Welcome) time.Duration {
 
 func (s *Stream) welcome(w *agentv1.Welcome) {
 	s.welcomed = time.Now()
+	s.State(nil)
 	s.Log.Info("connected", zap.String("server_version", w.GetServerVersion()))
 	s.Work() // what was hinted while there was no stream
 }

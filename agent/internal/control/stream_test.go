@@ -88,7 +88,7 @@ func play(t *testing.T, w *wire, during time.Duration, refused func(context.Cont
 	ctx, cancel := context.WithTimeout(t.Context(), during)
 	defer cancel()
 	s := &Stream{Client: w, Log: zap.NewNop(), Credential: func() secretbox.Secret { return secretbox.NewSecret("credential") },
-		Work: func() { work++ }, Rotate: func() {}, Refused: refused}
+		Work: func() { work++ }, Rotate: func() {}, Refused: refused, State: func(error) {}}
 	err = s.Run(ctx)
 	synctest.Wait()
 	return work, err

@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	_ "golang.org/x/crypto/x509roots/fallback" // Mozilla's roots, for hosts that have none, as our image
 
 	"github.com/certctl/certctl/pkg/config"
 	"github.com/certctl/certctl/pkg/version"

@@ -2,7 +2,6 @@
 package core
 
 import (
-	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/binary"
@@ -31,12 +30,15 @@ type Event struct {
 	PreviousHash []byte
 }
 
-// Anchor is a place of the chain, with a MAC over it.
+// Anchor is a place of the chain, with MACs over it.
 type Anchor struct {
 	Sequence int64
 	Hash     []byte
 	Time     time.Time
-	MAC      []byte
+	// MAC was made with the first key of who sealed it. It is all that the version before knows.
+	MAC []byte
+	// Seals are one per key of who sealed it.
+	Seals []Seal
 }
 
 // Genesis is the previous hash of the first event.
@@ -80,37 +82,6 @@ func Chain(events []*Event, head Anchor, now time.Time) Anchor {
 	return head
 }
 
-// Sealer makes and checks the MACs of anchors.
-type Sealer struct{ key []byte }
-
-// NewSealer takes a key that is kept outside of the database.
-func NewSealer(key []byte) Sealer { return Sealer{key: key} }
-
-// Kinds of anchors: a checkpoint's MAC does not fit as a head's, so that an old checkpoint cannot pose as the end.
-const (
-	KindHead       = "head"
-	KindCheckpoint = "checkpoint"
-)
-
-// Seal sets the anchor's MAC: HMAC-SHA-256 over kind, sequence and hash.
-func (s Sealer) Seal(kind string, a Anchor) Anchor {
-	a.MAC = s.mac(kind, a)
-	return a
-}
-
-// Fits tells whether the anchor's MAC was made with our key.
-func (s Sealer) Fits(kind string, a Anchor) bool {
-	return subtle.ConstantTimeCompare(a.MAC, s.mac(kind, a)) == 1
-}
-
-func (s Sealer) mac(kind string, a Anchor) []byte {
-	m := hmac.New(sha256.New, s.key)
-	field(m, []byte(kind))
-	number(m, a.Sequence)
-	field(m, a.Hash)
-	return m.Sum(nil)
-}
-
 // Reasons why a chain is invalid.
 const (
 	ReasonHash     = "HASH_MISMATCH"
@@ -118,6 +89,8 @@ const (
 	ReasonGap      = "SEQUENCE_GAP"
 	ReasonHead     = "HEAD_MISMATCH"
 	ReasonAnchor   = "CHECKPOINT_MISMATCH"
+	// ReasonSecret is not tampering that was seen: it could not be told.
+	ReasonSecret = "SECRET_UNKNOWN"
 )
 
 // Fault is the first broken place of a chain.
@@ -132,6 +105,7 @@ type Fault struct {
 type Verifier struct {
 	last    Anchor
 	checked int64
+	doubt   *Fault
 }
 
 // NewVerifier starts after a place that is known to be right; the zero Anchor with Genesis is the start.
@@ -155,19 +129,50 @@ func (v *Verifier) Next(e *Event) *Fault {
 	return nil
 }
 
-// Anchored checks an anchor of the place just passed.
+// Anchored checks an anchor of the place just passed. One that fits but for its seal, which none of our keys has made, leaves a
+// doubt.
 func (v *Verifier) Anchored(s Sealer, a Anchor) *Fault {
-	if a.Sequence == v.last.Sequence && same(a.Hash, v.last.Hash) && s.Fits(KindCheckpoint, a) {
-		return nil
+	if a.Sequence == v.last.Sequence && same(a.Hash, v.last.Hash) {
+		switch s.judge(KindCheckpoint, a) {
+		case sealFits:
+			return nil
+		case sealForeign:
+			v.doubted(a, "the checkpoint at this event")
+			return nil
+		case sealBroken:
+		}
 	}
 	return &Fault{Sequence: a.Sequence, Reason: ReasonAnchor,
 		Message: "the checkpoint at this event does not fit: the chain up to here, or the checkpoint, was made anew"}
 }
 
-// End checks the anchored head against the last event.
+// doubted notes the first anchor whose seal says nothing.
+func (v *Verifier) doubted(a Anchor, what string) {
+	if v.doubt != nil {
+		return
+	}
+	v.doubt = &Fault{Sequence: a.Sequence, Reason: ReasonSecret, Message: what + " fits the chain, but it is sealed with an internal secret that is not " +
+		"in CERTCTL_INTERNAL_SECRET: add the one from before at the end of the list, and leave it there until the log says that it is no longer needed; " +
+		"if it never was yours, somebody wrote the chain up to here anew"}
+}
+
+// Doubt is the first anchor of which nothing can be said for lack of its secret; nil when there is none. Faults weigh more.
+func (v *Verifier) Doubt() *Fault { return v.doubt }
+
+// End checks the anchored head against the last event. One that fits but for its seal leaves a doubt, as in Anchored.
 func (v *Verifier) End(s Sealer, head Anchor) *Fault {
-	if head.Sequence == v.last.Sequence && same(head.Hash, v.last.Hash) && (head.Sequence == 0 || s.Fits(KindHead, head)) {
-		return nil
+	if head.Sequence == v.last.Sequence && same(head.Hash, v.last.Hash) {
+		if head.Sequence == 0 {
+			return nil
+		}
+		switch s.judge(KindHead, head) {
+		case sealFits:
+			return nil
+		case sealForeign:
+			v.doubted(head, "the anchor of the end")
+			return nil
+		case sealBroken:
+		}
 	}
 	at := min(head.Sequence, v.last.Sequence) + 1
 	if head.Sequence == v.last.Sequence {

@@ -32,7 +32,7 @@ const walkSize = 5000
 
 // Schema is audit's part of the database. Nobody may change or delete an event or a checkpoint.
 func Schema() pg.Schema {
-	return pg.Schema{Name: "audit", FS: migrations, AppendOnly: []string{"events", "checkpoints"}}
+	return pg.Schema{Name: "audit", FS: migrations, AppendOnly: []string{"events", "checkpoints", "checkpoint_seals"}}
 }
 
 // Store reads and appends.
@@ -124,18 +124,22 @@ type querier interface {
 
 func readHead(ctx context.Context, q querier) (core.Anchor, error) {
 	a := core.Anchor{Hash: core.Genesis()}
-	err := q.QueryRow(ctx, `SELECT sequence, hash, time, mac FROM head`).Scan(&a.Sequence, &a.Hash, &a.Time, &a.MAC)
+	var ids, macs [][]byte
+	err := q.QueryRow(ctx, `SELECT sequence, hash, time, mac, key_ids, macs FROM head`).Scan(&a.Sequence, &a.Hash, &a.Time, &a.MAC, &ids, &macs)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return a, fmt.Errorf("read the end of the chain: %w", err)
 	}
+	a.Seals = seals(ids, macs)
 	return a, nil
 }
 
 func (s *Store) moveHead(ctx context.Context, tx pgx.Tx, head core.Anchor) error {
 	head = s.sealer.Seal(core.KindHead, head)
-	_, err := tx.Exec(ctx, `INSERT INTO head (sequence, hash, time, mac) VALUES ($1, $2, $3, $4)
-ON CONFLICT (singleton) DO UPDATE SET sequence = excluded.sequence, hash = excluded.hash, time = excluded.time, mac = excluded.mac`,
-		head.Sequence, head.Hash, head.Time, head.MAC)
+	ids, macs := columnsOf(head)
+	_, err := tx.Exec(ctx, `INSERT INTO head (sequence, hash, time, mac, key_ids, macs) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (singleton) DO UPDATE SET sequence = excluded.sequence, hash = excluded.hash, time = excluded.time, mac = excluded.mac,
+ key_ids = excluded.key_ids, macs = excluded.macs`,
+		head.Sequence, head.Hash, head.Time, head.MAC, ids, macs)
 	if err != nil {
 		return fmt.Errorf("move the end of the chain: %w", err)
 	}
@@ -248,35 +252,6 @@ func scan(ctx context.Context, q querier, sql string, args ...any) ([]*core.Even
 	return events, nil
 }
 
-// Checkpoint answers the newest checkpoint; ok is false when there is none yet.
-func (s *Store) Checkpoint(ctx context.Context) (a core.Anchor, ok bool, err error) {
-	return checkpointBefore(ctx, s.db.Pool, 0)
-}
-
-// checkpointBefore answers the newest checkpoint up to a sequence; 0: the newest of all.
-func checkpointBefore(ctx context.Context, q querier, sequence int64) (a core.Anchor, ok bool, err error) {
-	err = q.QueryRow(ctx, `SELECT sequence, hash, time, mac FROM checkpoints WHERE $1 = 0 OR sequence <= $1 ORDER BY sequence DESC LIMIT 1`, sequence).
-		Scan(&a.Sequence, &a.Hash, &a.Time, &a.MAC)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return a, false, nil
-	}
-	if err != nil {
-		return a, false, fmt.Errorf("read checkpoint: %w", err)
-	}
-	return a, true, nil
-}
-
-// AddCheckpoint anchors a verified place. A place that is anchored already stays as it is.
-func (s *Store) AddCheckpoint(ctx context.Context, a core.Anchor) error {
-	a = s.sealer.Seal(core.KindCheckpoint, a)
-	_, err := s.db.Pool.Exec(ctx, `INSERT INTO checkpoints (sequence, hash, time, mac) VALUES ($1, $2, now(), $3) ON CONFLICT (sequence) DO NOTHING`,
-		a.Sequence, a.Hash, a.MAC)
-	if err != nil {
-		return fmt.Errorf("add checkpoint: %w", err)
-	}
-	return nil
-}
-
 // Report is the outcome of a verification.
 type Report struct {
 	Checked int64
@@ -328,6 +303,9 @@ func (s *Store) verify(ctx context.Context, tx pgx.Tx, first, last int64) (Repor
 			return Report{}, err
 		}
 	}
+	if fault == nil {
+		fault = v.Doubt()
+	}
 	return Report{Checked: v.Checked(), Fault: fault, Last: v.Last()}, nil
 }
 
@@ -352,7 +330,7 @@ func (s *Store) verifyEnd(ctx context.Context, q querier, v *core.Verifier) (*co
 	if fault := v.End(s.sealer, head); fault != nil {
 		return fault, nil
 	}
-	a, ok, err := checkpointBefore(ctx, q, 0)
+	a, ok, err := newest(ctx, q)
 	if err != nil || !ok {
 		return nil, err
 	}
@@ -398,20 +376,4 @@ func (s *Store) walk(ctx context.Context, tx pgx.Tx, v *core.Verifier, last int6
 			}
 		}
 	}
-}
-
-func anchorsBetween(ctx context.Context, q querier, first, last int64) (map[int64]core.Anchor, error) {
-	rows, err := q.Query(ctx, `SELECT sequence, hash, time, mac FROM checkpoints WHERE sequence BETWEEN $1 AND $2`, first, last)
-	if err != nil {
-		return nil, fmt.Errorf("read checkpoints: %w", err)
-	}
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[core.Anchor])
-	if err != nil {
-		return nil, fmt.Errorf("read checkpoints: %w", err)
-	}
-	anchors := make(map[int64]core.Anchor, len(list))
-	for _, a := range list {
-		anchors[a.Sequence] = a
-	}
-	return anchors, nil
 }

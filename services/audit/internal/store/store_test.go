@@ -275,7 +275,8 @@ func TestTheServiceItselfCannotRewriteTheRecord(t *testing.T) {
 	b := setup(t)
 	b.append(t, 1)
 	db := b.database.Open(t, "audit")
-	for _, sql := range []string{`UPDATE events SET actor_id = 'x'`, `DELETE FROM events`, `TRUNCATE events`, `DELETE FROM checkpoints`} {
+	for _, sql := range []string{`UPDATE events SET actor_id = 'x'`, `DELETE FROM events`, `TRUNCATE events`, `DELETE FROM checkpoints`,
+		`UPDATE checkpoint_seals SET mac = ''`, `DELETE FROM checkpoint_seals`} {
 		_, err := db.Pool.Exec(t.Context(), sql)
 		var refused *pgconn.PgError
 		require.ErrorAs(t, err, &refused, sql)

@@ -264,7 +264,7 @@ func errJoinToken() error {
 
 // joinToken finds the token of a secret. The standing one has no bounds of its own and may not take names over.
 func (c *Core) joinToken(ctx context.Context, t *store.Tx, secret string) (store.JoinToken, error) {
-	if standing := c.cfg.AgentJoinToken; !standing.IsZero() && standing.Equal(secretbox.NewSecret(secret)) {
+	if secretbox.NewSecret(secret).In(c.cfg.AgentJoinTokens) {
 		return store.JoinToken{ID: standingToken}, nil
 	}
 	j, err := t.GetJoinToken(ctx, hashSecret(secret))

@@ -51,7 +51,7 @@ const (
 
 // Config holds the times and bounds of inventory; the service fills in defaults.
 type Config struct {
-	AgentJoinToken     secretbox.Secret
+	AgentJoinTokens    []secretbox.Secret
 	AssignmentLease    time.Duration
 	DeployMaxAttempts  int32
 	DeployDeadline     time.Duration

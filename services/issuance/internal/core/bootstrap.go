@@ -8,7 +8,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/certctl/certctl/pkg/connector/issuer/local"
-	"github.com/certctl/certctl/pkg/secretbox"
 	"github.com/certctl/certctl/services/issuance/internal/store"
 )
 
@@ -28,21 +27,6 @@ func (c *Core) Bootstrap(ctx context.Context) error {
 		return fmt.Errorf("make what a first start has: %w", err)
 	}
 	return c.checkEncryptionKey(ctx)
-}
-
-// checkEncryptionKey refuses to start with a key that does not open what is stored: every use of an issuer would fail later,
-// and secrets stored meanwhile would be lost to the right key.
-func (c *Core) checkEncryptionKey(ctx context.Context) error {
-	issuerID, name, sealed, ok, err := store.AnySecret(ctx, c.deps.DB.Pool)
-	if err != nil || !ok {
-		return err
-	}
-	_, err = c.deps.Box.Open(sealed, secretPlace(issuerID, name))
-	if errors.Is(err, secretbox.ErrUnknownKey) {
-		return fmt.Errorf("the secrets in this database are encrypted under another key: set CERTCTL_ENCRYPTION_KEY to the one that they were stored "+
-			"with, or put its file encryption-key back into the data directory: %w", err)
-	}
-	return nil
 }
 
 func (c *Core) bootstrapProfile(ctx context.Context, tx pgx.Tx) error {

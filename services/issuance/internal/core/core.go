@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -118,6 +119,8 @@ type Core struct {
 	crlKick   *tick.Kicker
 	orderKick *tick.Kicker
 	turns     *turns
+	// saidResealed is set when operators were told that older encryption keys may go.
+	saidResealed atomic.Bool
 
 	checkpoint func(point, orderID string) error
 }

@@ -358,7 +358,7 @@ func (w *world) countStatements() func() []string {
 	pool, err := pgxpool.NewWithConfig(w.ctx(), cfg)
 	require.NoError(w.t, err)
 	w.t.Cleanup(pool.Close)
-	w.deps.DB = &pg.DB{Pool: pool}
+	w.deps.DB = &pg.DB{Pool: pg.NewPool(pool)}
 	return func() []string {
 		s.mu.Lock()
 		defer s.mu.Unlock()

@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -186,16 +185,24 @@ func GetSecrets(ctx context.Context, q Querier, issuerID string) (map[string][]b
 	return one("read issuer secrets", out, err)
 }
 
-// AnySecret reads one sealed secret of any issuer; ok is false when there is none.
-func AnySecret(ctx context.Context, q Querier) (issuerID, name string, sealed []byte, ok bool, err error) {
-	err = q.QueryRow(ctx, `SELECT issuer_id, name, sealed FROM issuer_secrets ORDER BY issuer_id, name LIMIT 1`).Scan(&issuerID, &name, &sealed)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return "", "", nil, false, nil
-	}
-	if err != nil {
-		return "", "", nil, false, fmt.Errorf("read an issuer secret: %w", err)
-	}
-	return issuerID, name, sealed, true, nil
+// SealedSecret is one secret of an issuer as it is stored.
+type SealedSecret struct {
+	IssuerID string
+	Name     string
+	Sealed   []byte
+}
+
+// ListSecrets reads the sealed secrets of all issuers after one, in the order of the primary key.
+func ListSecrets(ctx context.Context, q Querier, after SealedSecret, limit int) ([]SealedSecret, error) {
+	return collect(ctx, q, "list issuer secrets", pgx.RowToStructByPos[SealedSecret], `SELECT issuer_id, name, sealed FROM issuer_secrets
+ WHERE (issuer_id, name) > ($1, $2) ORDER BY issuer_id, name LIMIT $3`, after.IssuerID, after.Name, limit)
+}
+
+// ReplaceSecret stores the same secret sealed anew; false when it is another one by now.
+func ReplaceSecret(ctx context.Context, q Querier, s SealedSecret, sealed []byte) (bool, error) {
+	n, err := changed(ctx, q, "reseal issuer secret", `UPDATE issuer_secrets SET sealed = $4 WHERE issuer_id = $1 AND name = $2 AND sealed = $3`,
+		s.IssuerID, s.Name, s.Sealed, sealed)
+	return n == 1, err
 }
 
 // PutSecret stores one sealed secret.

@@ -93,6 +93,8 @@ func notIntact(e *auditv1.InvalidEvent) error {
 	switch e.GetReason() {
 	case "HEAD_MISMATCH", "CHECKPOINT_MISMATCH": // these two carry a MAC
 		hint = "the internal secret is not the one that the log was written with, or " + hint
+	case "SECRET_UNKNOWN": // the message has the way out
+		hint = "this is no proof that somebody changed the log, nor that nobody did"
 	}
 	return &Failure{
 		Message: fmt.Sprintf("the record is not intact: %s: %s (%s)", event, e.GetMessage(), e.GetReason()), Hint: hint, Code: exitError,

@@ -187,14 +187,6 @@ func TestAKeyThatIsNotRightSaysWhereItCameFrom(t *testing.T) {
 	require.ErrorContains(t, g.run(t, "agents", "list").failure, "no API key was sent: set CERTCTL_API_KEY")
 }
 
-func TestTheKeyOfTheDataDirectoryIsNotSentToAnotherHost(t *testing.T) {
-	t.Parallel()
-	g := newGateway(t)
-	r := g.run(t, "agents", "list", "--url", "https://certctl.example.com")
-	require.Equal(t, 2, r.code)
-	require.ErrorContains(t, r.failure, "no API key for https://certctl.example.com: set CERTCTL_API_KEY")
-}
-
 func TestSettingsAreStrict(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)

@@ -40,6 +40,8 @@ type session struct {
 
 	// state is what is waited for, and resume how to go on waiting.
 	state, resume string
+	// quiet has the states not told.
+	quiet bool
 }
 
 func (a *app) open(c *cobra.Command) (*session, error) {

@@ -114,8 +114,8 @@ func (s Settings) resolve(keyFrom string) (access, error) {
 	if err := ac.locate(); err != nil {
 		return access{}, err
 	}
-	if ac.key.IsZero() {
-		if err := s.localKey(&ac, local); err != nil {
+	if ac.key.IsZero() && local {
+		if err := s.localKey(&ac); err != nil {
 			return access{}, err
 		}
 	}
@@ -173,11 +173,8 @@ func (s Settings) localURL() (string, error) {
 	return text, nil
 }
 
-// localKey takes the key of the data directory. A server that asks for none has none.
-func (s Settings) localKey(ac *access, local bool) error {
-	if !local {
-		return usagef("no API key for %s: set CERTCTL_API_KEY or CERTCTL_API_KEY_FILE, or give --api-key-file", ac.url)
-	}
+// localKey takes the key of the data directory. A server that asks for none has none; whether one elsewhere asks, it says itself.
+func (s Settings) localKey(ac *access) error {
 	text, err := s.read(keyFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -2,14 +2,11 @@ package client
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/http"
-	"net/url"
 
 	"github.com/spf13/cobra"
 
@@ -87,54 +84,28 @@ func (a *app) serverVersion(c *cobra.Command) (*program, error) {
 		return nil, err
 	}
 	p, err := ac.version(c.Context())
-	var unreached *url.Error
-	if errors.As(err, &unreached) {
-		return nil, a.unreached(ac, unreached.Err)
-	}
-	return p, err
-}
-
-func (a *app) unreached(ac access, err error) error {
-	s := &session{cfg: a.cfg, access: ac, handshake: &handshake{}}
-	if untrusted := (*tls.CertificateVerificationError)(nil); errors.As(err, &untrusted) {
-		s.handshake.set(untrusted)
-	}
-	f := &Failure{Code: exitError, cause: err}
-	s.adviseConnection(f)
-	return f
+	return p, (&session{cfg: a.cfg, access: ac, handshake: &handshake{}}).unreached(err)
 }
 
 func (ac access) version(ctx context.Context) (*program, error) {
-	config, err := ac.tls()
+	r, err := ac.rest()
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, ac.url+versionPath, http.NoBody)
-	if err != nil {
-		return nil, fmt.Errorf("ask for the version: %w", err)
-	}
-	if !ac.key.IsZero() {
-		req.Header.Set("Authorization", "Bearer "+ac.key.Reveal())
-	}
-	transport := &http.Transport{TLSClientConfig: config, Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true}
-	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	resp, err := client.Do(req)
+	defer r.close()
+	answer, err := r.get(ctx, versionPath, "", "")
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = resp.Body.Close() }()
-	return readVersion(resp)
+	return readVersion(answer)
 }
 
-func readVersion(resp *http.Response) (*program, error) {
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("ask for the version: the server answered %s", resp.Status)
+func readVersion(answer answered) (*program, error) {
+	if answer.status != http.StatusOK {
+		return nil, fmt.Errorf("ask for the version: the server answered %s", answer.text)
 	}
 	var p program
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&p); err != nil {
+	if err := json.Unmarshal(answer.body, &p); err != nil {
 		return nil, fmt.Errorf("ask for the version: %w", err)
 	}
 	return &p, nil

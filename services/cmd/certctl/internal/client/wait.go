@@ -59,7 +59,7 @@ func (s *session) unfinished(d time.Duration, err error) error {
 
 // pending notes what is waited for, for the message when the time is over, and how to go on waiting. A new state is told.
 func (s *session) pending(state, resume string) {
-	if state != s.state {
+	if state != s.state && !s.quiet {
 		s.note("%s", state)
 	}
 	s.state, s.resume = state, resume

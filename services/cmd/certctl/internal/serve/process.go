@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
@@ -44,6 +45,7 @@ type process struct {
 	bootstrap  []func(ctx context.Context) error
 	conns      []*grpc.ClientConn
 	databases  []*pg.DB
+	probe      probe
 }
 
 func newProcess(cfg settings.Server, name string) (*process, error) {
@@ -143,9 +145,13 @@ func (p *process) open(ctx context.Context, name string) (*pg.DB, error) {
 	if err != nil {
 		return nil, err
 	}
+	size := p.cfg.Postgres.PoolSize
+	if size == 0 {
+		size = pg.Share(quotas[name], p.cfg.Postgres.Replicas)
+	}
 	db, err := pg.Open(ctx, pg.Config{
-		BaseURL: p.databaseURL, RoleSecret: p.cfg.Postgres.RoleSecret, SharedRoles: p.cfg.Postgres.Roles == "shared", Service: name,
-		MaxConns: pg.Share(quotas[name], p.cfg.Postgres.Replicas), Listen: listens(name), StartWait: startWait, Log: p.log.Named("postgres"),
+		BaseURL: p.databaseURL, Password: p.cfg.Postgres.Password, RoleSecret: p.cfg.Postgres.RoleSecret, SharedRoles: p.cfg.Postgres.Roles == "shared", Service: name,
+		MaxConns: size, Listen: listens(name), StartWait: startWait, Schema: p.awaits(name), Log: p.log.Named("postgres"),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("connect %s to Postgres: %w", name, err)
@@ -154,14 +160,27 @@ func (p *process) open(ctx context.Context, name string) (*pg.DB, error) {
 	return db, nil
 }
 
-func (p *process) migrate(ctx context.Context) error {
+// awaits answers the schema that a service which runs apart waits for. In one process the migration is over before.
+func (p *process) awaits(name string) *pg.Schema {
+	if p.memory != nil {
+		return nil
+	}
+	for _, s := range Schemas() {
+		if s.Name == name {
+			return &s
+		}
+	}
+	return nil
+}
+
+func (p *process) migrate(ctx context.Context, wait time.Duration) error {
 	quotas, err := p.cfg.Postgres.ServiceQuotas()
 	if err != nil {
 		return err
 	}
 	err = pg.Migrate(ctx, pg.MigrateConfig{
-		BaseURL: p.databaseURL, RoleSecret: p.cfg.Postgres.RoleSecret, SharedRoles: p.cfg.Postgres.Roles == "shared",
-		Schemas: Schemas(), Quotas: quotas, StartWait: startWait, Log: p.log.Named("migrate"),
+		BaseURL: p.databaseURL, Password: p.cfg.Postgres.Password, RoleSecret: p.cfg.Postgres.RoleSecret, SharedRoles: p.cfg.Postgres.Roles == "shared",
+		Schemas: Schemas(), Quotas: quotas, StartWait: wait, Log: p.log.Named("migrate"),
 	})
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
@@ -171,7 +190,7 @@ func (p *process) migrate(ctx context.Context) error {
 
 // server makes the gRPC server of a service. It is not ready while its database does not answer.
 func (p *process) server(name string, s service, db *pg.DB) (*rpc.Server, error) {
-	cfg := rpc.ServerConfig{Service: name, InternalSecret: p.secret, DrainTimeout: drainTimeout, DrainNotice: drainNotice}
+	cfg := rpc.ServerConfig{Service: name, InternalSecret: p.secret, DrainTimeout: drainTimeout, DrainNotice: drainNotice, MaxConnectionAge: connectionAge}
 	if l, ok := s.(interface{ LongLivedStreams() []string }); ok {
 		cfg.LongLivedStreams = l.LongLivedStreams()
 	}
@@ -190,6 +209,7 @@ func (p *process) server(name string, s service, db *pg.DB) (*rpc.Server, error)
 	if err := server.Health().Add("postgres", db.Pool.Ping); err != nil {
 		return nil, fmt.Errorf("serve %s: %w", name, err)
 	}
+	p.probe.health.Store(server.Health())
 	s.Register(server)
 	return server, nil
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"google.golang.org/grpc/resolver/dns"
 
 	"github.com/certctl/certctl/agent"
 	"github.com/certctl/certctl/gateway"
@@ -34,6 +35,7 @@ import (
 // A stop takes at most 15 s: the edge drains, then the services, then the connections, then Postgres.
 const (
 	startWait       = time.Minute
+	migrateWait     = 5 * time.Minute // beside a Postgres that is just being made
 	edgeDrain       = 3 * time.Second
 	edgeShutdown    = 4 * time.Second
 	drainTimeout    = 3 * time.Second
@@ -41,6 +43,12 @@ const (
 	serviceShutdown = 5 * time.Second
 	connectionsStop = time.Second
 	postgresStop    = 3 * time.Second
+)
+
+// Peers find new replicas of a service when they connect anew.
+const (
+	connectionAge   = 2 * time.Minute
+	resolveInterval = time.Second
 )
 
 // Migrate makes and brings up the schemas and roles.
@@ -53,7 +61,7 @@ func Migrate(ctx context.Context, cfg settings.Server) error {
 		return err
 	}
 	defer p.end()
-	return p.migrate(ctx)
+	return p.migrate(ctx, migrateWait)
 }
 
 // All runs everything in this process until ctx ends. out gets the words for people.
@@ -83,7 +91,7 @@ func All(ctx context.Context, cfg settings.Server, out io.Writer) (err error) {
 		defer func() { err = errors.Join(err, stopPostgres(ctx, postgres)) }()
 	}
 	defer p.end()
-	if err := p.migrate(ctx); err != nil {
+	if err := p.migrate(ctx, startWait); err != nil {
 		return err
 	}
 	inner := run.NewGroup(context.WithoutCancel(ctx), run.Config{ShutdownTimeout: serviceShutdown})
@@ -152,25 +160,40 @@ func One(ctx context.Context, cfg settings.Server, name string) error {
 		return err
 	}
 	defer p.end()
+	// A replica that is restarted has another address; half a minute, grpc's own pace, would be an outage.
+	dns.SetMinResolutionInterval(resolveInterval)
 	inner := run.NewGroup(context.WithoutCancel(ctx), run.Config{ShutdownTimeout: serviceShutdown})
 	outer := run.NewGroup(ctx, run.Config{ShutdownTimeout: edgeShutdown})
-	if name == nameGateway {
-		err = p.startGateway(outer, nil)
-	} else {
-		if p.databaseURL.IsZero() {
-			return errors.New("CERTCTL_DATABASE_URL is not set: services that run apart share one Postgres")
-		}
-		err = p.startServices(ctx, inner, name)
-	}
-	if err == nil {
-		err = p.startMetrics(outer)
-	}
+	err = p.startOne(ctx, inner, outer, name)
 	if err != nil {
+		if ctx.Err() != nil {
+			err = nil // told to end while it waited for its database
+		}
 		outer.Stop(err)
 		inner.Stop(err)
 		return errors.Join(err, outer.Wait(), inner.Wait())
 	}
 	return p.wait(outer, inner)
+}
+
+// startOne starts what operators look at first, since the service may wait long for its database.
+func (p *process) startOne(ctx context.Context, inner, outer *run.Group, name string) error {
+	if name != nameGateway && p.databaseURL.IsZero() {
+		return errors.New("CERTCTL_DATABASE_URL is not set: services that run apart share one Postgres")
+	}
+	if name == nameGateway {
+		if err := p.startGateway(outer, nil); err != nil {
+			return err
+		}
+		return p.startMetrics(outer)
+	}
+	if err := p.startProbe(outer); err != nil {
+		return err
+	}
+	if err := p.startServices(ctx, inner, name); err != nil {
+		return err
+	}
+	return p.startMetrics(outer)
 }
 
 // wait lets the outside end first, so that what was accepted is finished by services that still work.
@@ -313,7 +336,7 @@ func (p *process) startGateway(g *run.Group, ready func(url string) error) error
 		deps.Loops = p.loops
 	}
 	if cfg.TLSCertFile == "" {
-		source, err := servercert.New(p.dir, p.cfg.TLS.Names, time.Now)
+		source, err := servercert.New(p.dir, servercert.Config{Names: p.cfg.TLS.Names, CACertFile: p.cfg.TLS.CACertFile, CAKeyFile: p.cfg.TLS.CAKeyFile}, time.Now)
 		if err != nil {
 			return err
 		}

@@ -31,19 +31,27 @@ const (
 	backdate      = 5 * time.Minute
 )
 
+// Config says what the certificate is for and who signs it.
+type Config struct {
+	// Names are DNS names and IP addresses besides loopback's.
+	Names []string
+	// CACertFile and CAKeyFile are a CA from outside, PEM, for replicas that must have the same; empty: one is made.
+	CACertFile, CAKeyFile string
+}
+
 // Source answers the gateway's certificate; a new one is made when a third of its life is left.
 type Source struct {
-	dir   home.Dir
-	names []string
-	now   func() time.Time
+	dir home.Dir
+	cfg Config
+	now func() time.Time
 
 	mu   sync.Mutex
 	cert *tls.Certificate
 }
 
-// New makes or reads the CA. names are DNS names and IP addresses besides loopback's.
-func New(dir home.Dir, names []string, now func() time.Time) (*Source, error) {
-	s := &Source{dir: dir, names: names, now: now}
+// New makes or reads the CA.
+func New(dir home.Dir, cfg Config, now func() time.Time) (*Source, error) {
+	s := &Source{dir: dir, cfg: cfg, now: now}
 	_, err := s.Certificate()
 	return s, err
 }
@@ -60,7 +68,11 @@ func (s *Source) Certificate() (*tls.Certificate, error) {
 	if s.cert != nil && s.now().Before(s.cert.Leaf.NotAfter.Add(-leafLifetime/3)) {
 		return s.cert, nil
 	}
-	ca, key, err := s.authority()
+	authority := s.authority
+	if s.cfg.CACertFile != "" {
+		authority = s.given
+	}
+	ca, key, err := authority()
 	if err != nil {
 		return nil, err
 	}
@@ -70,6 +82,24 @@ func (s *Source) Certificate() (*tls.Certificate, error) {
 	}
 	s.cert = cert
 	return cert, nil
+}
+
+// given reads a CA from outside.
+func (s *Source) given() (*x509.Certificate, *ecdsa.PrivateKey, error) {
+	pair, err := tls.LoadX509KeyPair(s.cfg.CACertFile, s.cfg.CAKeyFile)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read CA of the gateway's certificate (CERTCTL_TLS_CA_CERT_FILE, CERTCTL_TLS_CA_KEY_FILE): %w", err)
+	}
+	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
+	switch {
+	case !ok:
+		return nil, nil, fmt.Errorf("CERTCTL_TLS_CA_KEY_FILE %s is no ECDSA key", s.cfg.CAKeyFile)
+	case !pair.Leaf.IsCA:
+		return nil, nil, fmt.Errorf("CERTCTL_TLS_CA_CERT_FILE %s is no CA: a certificate for the gateway itself belongs in CERTCTL_TLS_CERT_FILE", s.cfg.CACertFile)
+	case !s.now().Before(pair.Leaf.NotAfter):
+		return nil, nil, fmt.Errorf("CERTCTL_TLS_CA_CERT_FILE %s ended at %s: make another, and give it to agents and clients", s.cfg.CACertFile, pair.Leaf.NotAfter.Format(time.RFC3339))
+	}
+	return pair.Leaf, key, nil
 }
 
 // authority reads the CA from the directory. One that is missing or about to end is made, with the key that is there: what
@@ -178,7 +208,7 @@ func (s *Source) issue(ca *x509.Certificate, caKey *ecdsa.PrivateKey) (*tls.Cert
 	}
 	template.KeyUsage, template.ExtKeyUsage = x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	template.DNSNames, template.IPAddresses = []string{"localhost"}, []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
-	for _, n := range s.names {
+	for _, n := range s.cfg.Names {
 		if ip := net.ParseIP(n); ip != nil {
 			template.IPAddresses = append(template.IPAddresses, ip)
 		} else if n != "" {

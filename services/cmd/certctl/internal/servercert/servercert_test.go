@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -43,7 +44,7 @@ func pinned(t *testing.T, dir home.Dir) []byte {
 func TestTheCertificateIsRenewedBeforeItEnds(t *testing.T) {
 	t.Parallel()
 	dir, c := setup(t)
-	s, err := servercert.New(dir, []string{"certctl.example.com", "192.0.2.1"}, c.now)
+	s, err := servercert.New(dir, servercert.Config{Names: []string{"certctl.example.com", "192.0.2.1"}}, c.now)
 	require.NoError(t, err)
 	first, err := s.Certificate()
 	require.NoError(t, err)
@@ -64,11 +65,11 @@ func TestTheCertificateIsRenewedBeforeItEnds(t *testing.T) {
 func TestAServerThatWasOffUntilEverythingHadEndedComesBack(t *testing.T) {
 	t.Parallel()
 	dir, c := setup(t)
-	_, err := servercert.New(dir, nil, c.now)
+	_, err := servercert.New(dir, servercert.Config{}, c.now)
 	require.NoError(t, err)
 	old := pinned(t, dir)
 	c.at = c.at.AddDate(20, 0, 0)
-	s, err := servercert.New(dir, nil, c.now)
+	s, err := servercert.New(dir, servercert.Config{}, c.now)
 	require.NoError(t, err)
 	cert, err := s.Certificate()
 	require.NoError(t, err)
@@ -79,11 +80,11 @@ func TestAServerThatWasOffUntilEverythingHadEndedComesBack(t *testing.T) {
 func TestWhatAgentsHavePinnedStaysValidWhenTheCAIsRenewed(t *testing.T) {
 	t.Parallel()
 	dir, c := setup(t)
-	_, err := servercert.New(dir, nil, c.now)
+	_, err := servercert.New(dir, servercert.Config{}, c.now)
 	require.NoError(t, err)
 	old := pinned(t, dir)
 	c.at = c.at.AddDate(9, 6, 0) // the CA has half a year left and is renewed with its key
-	s, err := servercert.New(dir, nil, c.now)
+	s, err := servercert.New(dir, servercert.Config{}, c.now)
 	require.NoError(t, err)
 	cert, err := s.Certificate()
 	require.NoError(t, err)
@@ -96,23 +97,49 @@ func TestACAWithTheKeyOfAnotherIsNamed(t *testing.T) {
 	one, c := setup(t)
 	other, _ := setup(t)
 	for _, d := range []home.Dir{one, other} {
-		_, err := servercert.New(d, nil, c.now)
+		_, err := servercert.New(d, servercert.Config{}, c.now)
 		require.NoError(t, err)
 	}
 	b, err := os.ReadFile(other.Path("ca.key"))
 	require.NoError(t, err)
 	require.NoError(t, one.Write("ca.key", b, 0o600))
-	_, err = servercert.New(one, nil, c.now)
+	_, err = servercert.New(one, servercert.Config{}, c.now)
 	require.ErrorContains(t, err, "do not belong together")
 }
 
 func TestALostKeyOfTheCAIsNotReplacedInSilence(t *testing.T) {
 	t.Parallel()
 	dir, c := setup(t)
-	_, err := servercert.New(dir, nil, c.now)
+	_, err := servercert.New(dir, servercert.Config{}, c.now)
 	require.NoError(t, err)
 	require.NoError(t, os.Remove(dir.Path("ca.key")))
-	_, err = servercert.New(dir, nil, c.now)
+	_, err = servercert.New(dir, servercert.Config{}, c.now)
 	require.ErrorContains(t, err, "put the key back")
 	require.NoFileExists(t, dir.Path("ca.key"))
+}
+
+func TestReplicasWithOneCAFromOutsideAreTrustedAlike(t *testing.T) {
+	t.Parallel()
+	maker, c := setup(t)
+	_, err := servercert.New(maker, servercert.Config{}, c.now)
+	require.NoError(t, err)
+	given := servercert.Config{CACertFile: maker.Path(home.CAFile), CAKeyFile: maker.Path("ca.key"), Names: []string{"certctl-server"}}
+	for range 2 {
+		dir, _ := setup(t)
+		s, err := servercert.New(dir, given, c.now)
+		require.NoError(t, err)
+		cert, err := s.Certificate()
+		require.NoError(t, err)
+		verify(t, pinned(t, maker), cert, "certctl-server", c.at)
+		require.NoFileExists(t, dir.Path(home.CAFile))
+		require.NoFileExists(t, dir.Path("ca.key"))
+	}
+	c.at = c.at.AddDate(11, 0, 0)
+	dir, _ := setup(t)
+	_, err = servercert.New(dir, given, c.now)
+	require.ErrorContains(t, err, "CERTCTL_TLS_CA_CERT_FILE")
+	require.ErrorContains(t, err, "ended at")
+	given.CAKeyFile = filepath.Join(t.TempDir(), "nowhere")
+	_, err = servercert.New(dir, given, c.now)
+	require.ErrorContains(t, err, "CERTCTL_TLS_CA_KEY_FILE")
 }

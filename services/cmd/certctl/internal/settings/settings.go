@@ -29,25 +29,29 @@ type Server struct {
 // Postgres says where the data is.
 type Postgres struct {
 	URL        secretbox.Secret `env:"CERTCTL_DATABASE_URL" help:"Base URL of Postgres, postgres://USER:PASSWORD@HOST:PORT/DATABASE. Empty: a private Postgres in the data directory."`
+	Password   secretbox.Secret `env:"CERTCTL_DATABASE_PASSWORD" help:"Password of the base URL's user, as it is, in place of one in the URL, where special characters would have to be percent-encoded."`
 	BinDir     string           `env:"CERTCTL_POSTGRES_BIN" help:"Directory of the programs postgres and initdb, for the private Postgres. Empty: they are looked for."`
-	RoleSecret secretbox.Secret `env:"CERTCTL_DATABASE_ROLE_SECRET" help:"What the passwords of the services' roles derive from, when the base URL has no password."`
+	RoleSecret secretbox.Secret `env:"CERTCTL_DATABASE_ROLE_SECRET" help:"What the passwords of the services' roles derive from; not set: the base URL's password. May be a list, comma-separated: migrate sets the passwords from the first, services accept all, and the base URL's password last."`
 	Roles      string           `env:"CERTCTL_DATABASE_ROLES" envDefault:"separate" check:"oneof separate shared" help:"separate: each service has its own login role; shared: all use the base login (for managed databases without CREATEROLE)."`
 	MaxConns   int              `env:"CERTCTL_DATABASE_MAX_CONNS" envDefault:"50" check:"int 10..10000" help:"Connections of the whole installation."`
 	Quotas     string           `env:"CERTCTL_DATABASE_POOL_QUOTAS" envDefault:"inventory=16,issuance=12,renewalscheduler=12,asyncpoller=6,audit=4" help:"Connections of each service, over all its replicas. They add up to CERTCTL_DATABASE_MAX_CONNS."`
-	Replicas   int              `env:"CERTCTL_SERVICE_REPLICAS" envDefault:"1" check:"int 1..1000" help:"Replicas of this service; each takes its part of the quota, at least 2."`
+	Replicas   int              `env:"CERTCTL_SERVICE_REPLICAS" envDefault:"1" check:"int 1..1000" help:"Replicas of this service; each takes its part of the quota, at least 2, and of the rates of CA accounts."`
+	PoolSize   int              `env:"CERTCTL_DATABASE_POOL_SIZE" check:"int 0..10000" help:"Connections of this process, at least 2. Not set, or 0: the service's quota divided by its replicas. Set it where more processes than replicas run for a while, as in a rolling update."`
 }
 
 // Secrets hold the installation together. All processes of an installation have the same.
 type Secrets struct {
-	Internal   secretbox.Secret `env:"CERTCTL_INTERNAL_SECRET" help:"At least 16 bytes, from which services know each other. Without it, one is made in the data directory; services that run apart need it."`
-	Encryption secretbox.Secret `env:"CERTCTL_ENCRYPTION_KEY" help:"Keys for secrets at rest, in the form of the file encryption-key in the data directory. Without it, one is made there; replicas of issuance need it."`
+	Internal   secretbox.Secret `env:"CERTCTL_INTERNAL_SECRET" help:"At least 16 bytes, from which services know each other. May be a list, comma-separated, while it is replaced: the first is used, all are accepted. Without it, one is made in the data directory; services that run apart need it."`
+	Encryption secretbox.Secret `env:"CERTCTL_ENCRYPTION_KEY" help:"Keys for secrets at rest, in the form of the file encryption-key in the data directory: each 32 bytes in base64, on a line of its own or comma-separated; the first encrypts, all decrypt. Without it, one is made there; replicas of issuance need it."`
 }
 
 // TLS is the gateway's own certificate.
 type TLS struct {
-	CertFile string   `env:"CERTCTL_TLS_CERT_FILE" help:"Certificate chain of the gateway, PEM, read again when it changes. Empty: one from an internal CA in the data directory."`
-	KeyFile  string   `env:"CERTCTL_TLS_KEY_FILE" help:"Its key, PEM."`
-	Names    []string `env:"CERTCTL_TLS_NAMES" help:"More names and addresses for the gateway's self-made certificate, comma-separated."`
+	CertFile   string   `env:"CERTCTL_TLS_CERT_FILE" help:"Certificate chain of the gateway, PEM, read again when it changes. Empty: one from an internal CA in the data directory."`
+	KeyFile    string   `env:"CERTCTL_TLS_KEY_FILE" help:"Its key, PEM."`
+	CACertFile string   `env:"CERTCTL_TLS_CA_CERT_FILE" help:"CA that the gateway makes its own certificate from when it is given none, PEM, in place of one in the data directory: for replicas, which must have the same. It is not renewed by itself."`
+	CAKeyFile  string   `env:"CERTCTL_TLS_CA_KEY_FILE" help:"Key of that CA, PEM."`
+	Names      []string `env:"CERTCTL_TLS_NAMES" help:"More names and addresses for the gateway's self-made certificate, comma-separated."`
 }
 
 // Auth says who may call the gateway.
@@ -70,7 +74,7 @@ type Peers struct {
 
 // Agents says how agents come in.
 type Agents struct {
-	JoinToken secretbox.Secret `env:"CERTCTL_AGENT_JOIN_TOKEN" help:"A standing join token for fleets of agents, at least 16 characters. Empty: tokens are made over the API only."`
+	JoinToken secretbox.Secret `env:"CERTCTL_AGENT_JOIN_TOKEN" help:"A standing join token for fleets of agents, at least 16 characters. May be a list, comma-separated, of which any is accepted. Empty: tokens are made over the API only."`
 	Local     bool             `env:"CERTCTL_LOCAL_AGENT" envDefault:"true" help:"serve without --service also runs an agent on this host."`
 	Commands  []string         `env:"CERTCTL_LOCAL_AGENT_COMMANDS" help:"Programs that targets of the agent on this host may have run, absolute paths, comma-separated."`
 }
@@ -112,6 +116,7 @@ type Waits struct {
 // Process is how a process shows itself.
 type Process struct {
 	MetricsAddr string `env:"CERTCTL_METRICS_LISTEN_ADDR" flag:"metrics-listen" help:"Where /metrics and /loops of this process are served, HTTP without a key. Empty: nowhere."`
+	HealthAddr  string `env:"CERTCTL_HEALTH_LISTEN_ADDR" flag:"health-listen" help:"Where a service that runs apart serves grpc.health.v1 for probes (the gateway has /health), gRPC without TLS and without a key: \"\" is readiness, \"liveness\" that the process answers. Empty: nowhere."`
 	LogLevel    string `env:"CERTCTL_LOG_LEVEL" envDefault:"info" check:"oneof debug info warn error" help:"Least level of log lines."`
 	LogFormat   string `env:"CERTCTL_LOG_FORMAT" envDefault:"console" check:"oneof console json" help:"Form of log lines."`
 }
@@ -130,14 +135,44 @@ func (s Server) Validate() error {
 	if _, err := s.Postgres.ServiceQuotas(); err != nil {
 		return err
 	}
+	if s.Postgres.PoolSize == 1 {
+		return errors.New("CERTCTL_DATABASE_POOL_SIZE is 1: a service needs at least 2, one of them to listen for events")
+	}
 	if (s.TLS.CertFile == "") != (s.TLS.KeyFile == "") {
 		return errors.New("CERTCTL_TLS_CERT_FILE and CERTCTL_TLS_KEY_FILE belong together: set both or none")
 	}
-	if n := len(s.Secrets.Internal.Reveal()); n > 0 && n < 16 {
-		return errors.New("CERTCTL_INTERNAL_SECRET is shorter than 16 bytes; make one with: openssl rand -hex 32")
+	if (s.TLS.CACertFile == "") != (s.TLS.CAKeyFile == "") {
+		return errors.New("CERTCTL_TLS_CA_CERT_FILE and CERTCTL_TLS_CA_KEY_FILE belong together: set both or none")
 	}
-	if n := len(s.Agents.JoinToken.Reveal()); n > 0 && n < 16 {
-		return errors.New("CERTCTL_AGENT_JOIN_TOKEN is shorter than 16 characters; make one with: openssl rand -hex 32")
+	if s.TLS.CACertFile != "" && s.TLS.CertFile != "" {
+		return errors.New("CERTCTL_TLS_CA_CERT_FILE makes the gateway's certificate and CERTCTL_TLS_CERT_FILE is one: set only one of them")
+	}
+	return s.validateSecrets()
+}
+
+// validateSecrets looks at each item of the secrets that may be lists.
+func (s Server) validateSecrets() error {
+	for _, list := range []struct {
+		name  string
+		value secretbox.Secret
+		least int
+	}{
+		{"CERTCTL_INTERNAL_SECRET", s.Secrets.Internal, 16},
+		{"CERTCTL_AGENT_JOIN_TOKEN", s.Agents.JoinToken, 16},
+		{"CERTCTL_DATABASE_ROLE_SECRET", s.Postgres.RoleSecret, 1},
+	} {
+		if list.value.IsZero() {
+			continue
+		}
+		if _, err := list.value.List(list.least); err != nil {
+			return fmt.Errorf("%s: %w; make one with: openssl rand -hex 32", list.name, err)
+		}
+	}
+	if s.Secrets.Encryption.IsZero() {
+		return nil
+	}
+	if _, err := secretbox.ParseKeys(s.Secrets.Encryption); err != nil {
+		return fmt.Errorf("CERTCTL_ENCRYPTION_KEY: %w; make one with: openssl rand -base64 32", err)
 	}
 	return nil
 }

@@ -31,13 +31,19 @@ func TestSettingsThatContradictEachOtherStopTheStart(t *testing.T) {
 		environ []string
 		want    []string
 	}{
-		"quotas that do not add up":   {[]string{"CERTCTL_DATABASE_MAX_CONNS=60"}, []string{"CERTCTL_DATABASE_POOL_QUOTAS", "50", "60"}},
-		"half a certificate":          {[]string{"CERTCTL_TLS_CERT_FILE=/x"}, []string{"CERTCTL_TLS_KEY_FILE"}},
-		"a short internal secret":     {[]string{"CERTCTL_INTERNAL_SECRET=short"}, []string{"CERTCTL_INTERNAL_SECRET", "openssl rand"}},
-		"a short join token":          {[]string{"CERTCTL_AGENT_JOIN_TOKEN=short"}, []string{"CERTCTL_AGENT_JOIN_TOKEN"}},
-		"a duration without its unit": {[]string{"CERTCTL_DIGEST_INTERVAL=30"}, []string{"CERTCTL_DIGEST_INTERVAL"}},
-		"an interval of nothing":      {[]string{"CERTCTL_DIGEST_INTERVAL=0s"}, []string{"CERTCTL_DIGEST_INTERVAL"}},
-		"a misspelt variable":         {[]string{"CERTCTL_LISTEN_ADR=127.0.0.1:1"}, []string{"CERTCTL_LISTEN_ADR", "CERTCTL_LISTEN_ADDR"}},
+		"quotas that do not add up":      {[]string{"CERTCTL_DATABASE_MAX_CONNS=60"}, []string{"CERTCTL_DATABASE_POOL_QUOTAS", "50", "60"}},
+		"half a certificate":             {[]string{"CERTCTL_TLS_CERT_FILE=/x"}, []string{"CERTCTL_TLS_KEY_FILE"}},
+		"half a CA":                      {[]string{"CERTCTL_TLS_CA_KEY_FILE=/x"}, []string{"CERTCTL_TLS_CA_CERT_FILE"}},
+		"a CA beside a certificate":      {[]string{"CERTCTL_TLS_CA_CERT_FILE=/x", "CERTCTL_TLS_CA_KEY_FILE=/x", "CERTCTL_TLS_CERT_FILE=/x", "CERTCTL_TLS_KEY_FILE=/x"}, []string{"only one"}},
+		"a pool of one":                  {[]string{"CERTCTL_DATABASE_POOL_SIZE=1"}, []string{"CERTCTL_DATABASE_POOL_SIZE", "at least 2"}},
+		"a short internal secret":        {[]string{"CERTCTL_INTERNAL_SECRET=short"}, []string{"CERTCTL_INTERNAL_SECRET", "openssl rand"}},
+		"a short join token":             {[]string{"CERTCTL_AGENT_JOIN_TOKEN=short"}, []string{"CERTCTL_AGENT_JOIN_TOKEN"}},
+		"a short item of a list":         {[]string{"CERTCTL_INTERNAL_SECRET=0123456789abcdef,short"}, []string{"CERTCTL_INTERNAL_SECRET", "item 2 of 2"}},
+		"an empty item of a list":        {[]string{"CERTCTL_DATABASE_ROLE_SECRET=old,,new"}, []string{"CERTCTL_DATABASE_ROLE_SECRET", "item 2 of 3 is empty"}},
+		"an encryption key that is none": {[]string{"CERTCTL_ENCRYPTION_KEY=\nbase64?"}, []string{"CERTCTL_ENCRYPTION_KEY", "line 2", "openssl rand -base64 32"}},
+		"a duration without its unit":    {[]string{"CERTCTL_DIGEST_INTERVAL=30"}, []string{"CERTCTL_DIGEST_INTERVAL"}},
+		"an interval of nothing":         {[]string{"CERTCTL_DIGEST_INTERVAL=0s"}, []string{"CERTCTL_DIGEST_INTERVAL"}},
+		"a misspelt variable":            {[]string{"CERTCTL_LISTEN_ADR=127.0.0.1:1"}, []string{"CERTCTL_LISTEN_ADR", "CERTCTL_LISTEN_ADDR"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -52,7 +58,21 @@ func TestSettingsThatContradictEachOtherStopTheStart(t *testing.T) {
 
 func TestASecretIsNotPrintedInAnError(t *testing.T) {
 	t.Parallel()
-	_, err := load("CERTCTL_INTERNAL_SECRET=hunter2")
-	require.Error(t, err)
-	require.NotContains(t, err.Error(), "hunter2")
+	for _, setting := range []string{
+		"CERTCTL_INTERNAL_SECRET=hunter2", "CERTCTL_INTERNAL_SECRET=0123456789abcdef,hunter2", "CERTCTL_AGENT_JOIN_TOKEN=hunter2,0123456789abcdef",
+		"CERTCTL_DATABASE_ROLE_SECRET=hunter2,", "CERTCTL_ENCRYPTION_KEY=hunter2",
+	} {
+		_, err := load(setting)
+		require.Error(t, err)
+		require.NotContains(t, err.Error(), "hunter2")
+		require.NotContains(t, err.Error(), "0123456789abcdef")
+	}
+}
+
+func TestSecretsMayBeLists(t *testing.T) {
+	t.Parallel()
+	key := "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+	_, err := load("CERTCTL_INTERNAL_SECRET=0123456789abcdef, fedcba9876543210", "CERTCTL_AGENT_JOIN_TOKEN=0123456789abcdef,fedcba9876543210",
+		"CERTCTL_DATABASE_ROLE_SECRET=new,old", "CERTCTL_ENCRYPTION_KEY="+key+","+key+"\n"+key)
+	require.NoError(t, err)
 }

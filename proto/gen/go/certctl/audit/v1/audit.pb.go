@@ -907,7 +907,8 @@ type InvalidEvent struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Sequence int64                  `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	Id       string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
-	// HASH_MISMATCH, PREVIOUS_HASH_MISMATCH, SEQUENCE_GAP, HEAD_MISMATCH, CHECKPOINT_MISMATCH.
+	// HASH_MISMATCH, PREVIOUS_HASH_MISMATCH, SEQUENCE_GAP, HEAD_MISMATCH, CHECKPOINT_MISMATCH, or SECRET_UNKNOWN when the seal is of a
+	// secret that is no longer set, so that it can be checked by nobody.
 	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
 	unknownFields protoimpl.UnknownFields
