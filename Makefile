@@ -3,21 +3,25 @@
 SHELL       := /bin/bash
 .DEFAULT_GOAL := help
 
-MODULES     := proto pkg pkg/connector services gateway agent deploy/e2e
+MODULES     := proto pkg pkg/connector services gateway agent deploy/e2e deploy/images deploy/helm
 PATTERNS    := $(addprefix ./,$(addsuffix /...,$(MODULES)))
 BIN         := $(CURDIR)/bin
 TOOLS       := $(BIN)/tools
-VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-COMMIT      ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+VERSION     ?= $(shell git describe --tags --always --abbrev=12 --dirty 2>/dev/null || echo dev)
+COMMIT      ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 LDFLAGS     := -s -w -X github.com/certctl/certctl/pkg/version.Version=$(VERSION) -X github.com/certctl/certctl/pkg/version.Commit=$(COMMIT)
 GOBUILD     := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
+COMMIT_TIME ?= $(shell git log -1 --format=%cI 2>/dev/null || echo 1970-01-01T00:00:00Z)
+REPOSITORY  ?= ghcr.io/certctl
+# The Go of the Dockerfiles: the same commit gives the same images only with the same Go.
+GO_OF_IMAGES ?= go1.26.8
 TEST_FLAGS  ?=
 
 export PATH := $(TOOLS):$(PATH)
 
 .PHONY: help
 help: ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: build ## Start certctl on a Postgres of its own, in ./.certctl
@@ -29,8 +33,13 @@ build: ## Build bin/certctl and bin/certctl-agent
 	$(GOBUILD) -o $(BIN)/certctl ./services/cmd/certctl
 	$(GOBUILD) -o $(BIN)/certctl-agent ./agent/cmd/certctl-agent
 
+.PHONY: images
+images: ## Make the container images in bin/images, for amd64 and arm64; needs no container engine
+	@GOTOOLCHAIN=$(GO_OF_IMAGES) go run ./deploy/images/cmd/images -out $(BIN)/images -repository $(REPOSITORY) \
+		-version $(VERSION) -commit $(COMMIT) -created $(COMMIT_TIME)
+
 .PHONY: test
-test: ## Run every test (needs Postgres binaries, nginx and openssl)
+test: ## Run every test (needs what .ci/prerequisites lists: Postgres, nginx, openssl, …)
 	@.ci/prerequisites
 	go test $(TEST_FLAGS) -timeout 20m $(PATTERNS)
 
@@ -39,6 +48,18 @@ torture: ## Play SEEDS random schedules of faults and crashes, from SEED on (one
 	@.ci/prerequisites
 	SEED=$(or $(SEED),1) SEEDS=$(or $(SEEDS),20000) go test $(TEST_FLAGS) -count=1 -timeout 0 -v -run TestRandomSchedules ./services/torture
 
+.PHONY: helm-check
+helm-check: ## Render the chart by Helm's own engine and hold it against types, policies and documents
+	go test $(TEST_FLAGS) ./deploy/helm/...
+
+.PHONY: helm-generate
+helm-generate: ## Generate the chart's schema, defaults and table of values from values.yaml
+	go run ./deploy/helm/cmd/chartdoc deploy/helm/certctl
+
+.PHONY: helm-e2e
+helm-e2e: ## Install the chart into the cluster of KUBECONFIG, and shake it (docs/dev/testing.md)
+	deploy/helm/e2e/run
+
 .PHONY: check
 check: generate-check tidy-check lint ## Generated code is current, modules are tidy, lint is clean, the wire stays compatible
 	buf lint
@@ -46,17 +67,17 @@ check: generate-check tidy-check lint ## Generated code is current, modules are 
 
 .PHONY: lint
 lint: $(TOOLS)/golangci-lint ## Run the linters
-	go vet $(PATTERNS)
+	go vet -tags cluster $(PATTERNS)
 	golangci-lint run $(PATTERNS)
 
 .PHONY: generate
-generate: $(TOOLS)/buf proto-deps ## Generate Go, gateway and OpenAPI from proto, and the settings reference
+generate: $(TOOLS)/buf proto-deps helm-generate ## Generate Go, gateway and OpenAPI from proto, the settings reference, and what the chart has from its values
 	buf generate
 	go run ./services/cmd/certctl config document > deploy/ENVIRONMENTS.md
 
 .PHONY: generate-check
 generate-check: generate
-	@git diff --exit-code --stat -- proto/gen deploy/ENVIRONMENTS.md || { echo "generated files differ: run 'make generate' and commit" >&2; exit 1; }
+	@git diff --exit-code --stat -- proto/gen deploy/ENVIRONMENTS.md deploy/helm/certctl || { echo "generated files differ: run 'make generate' and commit" >&2; exit 1; }
 	@test -z "$$(git ls-files --others --exclude-standard -- proto/gen)" || { echo "new generated files: commit them" >&2; exit 1; }
 
 .PHONY: proto-deps

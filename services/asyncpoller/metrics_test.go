@@ -85,7 +85,7 @@ type rules struct {
 
 func TestTheAlertRulesNameMetricsAndLabelsThatThereAre(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("../../deploy/monitoring/alerts.yaml")
+	text, err := os.ReadFile("../../deploy/helm/certctl/files/alerts.yaml")
 	require.NoError(t, err)
 	var file rules
 	d := yaml.NewDecoder(bytes.NewReader(text))

@@ -1,0 +1,34 @@
+//go:build cluster
+
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// documented finds a block of commands that the documents mark with "<!-- run: NAME -->".
+func documented(t *testing.T, name string) string {
+	t.Helper()
+	for _, pattern := range []string{filepath.Join(chart, "README.md"), "../../../docs/operator/*.md", "../../../docs/operator/runbooks/*.md"} {
+		files, err := filepath.Glob(pattern)
+		require.NoError(t, err)
+		for _, file := range files {
+			b, err := os.ReadFile(file)
+			require.NoError(t, err)
+			if _, rest, ok := strings.Cut(string(b), "<!-- run: "+name+" -->"); ok {
+				_, rest, ok = strings.Cut(rest, "```sh\n")
+				require.True(t, ok, "%s: no ```sh after the mark %s", file, name)
+				block, _, ok := strings.Cut(rest, "\n```")
+				require.True(t, ok)
+				return "set -eu\n" + block
+			}
+		}
+	}
+	require.Fail(t, "no document has the block "+name)
+	return ""
+}

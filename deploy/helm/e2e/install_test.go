@@ -1,0 +1,412 @@
+//go:build cluster
+
+package e2e
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+const (
+	password = `p/a@s#s%w?o,r$d`
+	firstKey = "the-first-key-of-the-installation"
+	nextKey  = "the-next-key-of-the-installation"
+)
+
+// set escapes a value for --set.
+func set(key, value string) string {
+	return key + "=" + strings.NewReplacer(`\`, `\\`, `,`, `\,`).Replace(value)
+}
+
+// basics are the two values that an install needs.
+func basics() []string {
+	return []string{"--set", set("server.auth.apiKey", firstKey), "--set", set("postgresql.auth.password", password)}
+}
+
+// TestTheInstallCommandOfTheDocuments runs it word for word, and what an operator does with the release until it is removed.
+func TestTheInstallCommandOfTheDocuments(t *testing.T) {
+	r := newRelease(t, "certctl", "certctl")
+	r.volume("data-" + r.name + "-postgres-0")
+	// The command creates the namespace by itself, too; it is there already for the volume and for the clean-up.
+	out, err := try(t, "", "bash", "-c", "cd ../../.. && "+documented(t, "install"))
+	require.NoError(t, err, out)
+	require.Contains(t, out, "STATUS: deployed")
+	r.ready()
+	r.neverRestarted()
+	r.helm("test", r.name)
+
+	key := r.secret("certctl-server-auth", "api-key")
+	a := r.api(key, r.ca())
+	require.Equal(t, http.StatusUnauthorized, r.api("wrong", r.ca()).status("/api/v1/agents"))
+	a.agent()
+	t.Run("tour", func(t *testing.T) { tour(t, a) })
+	t.Run("another password in the values only", func(t *testing.T) { trap(t, r) })
+	t.Run("backup and restore", func(t *testing.T) { backup(t, r, a) })
+	t.Run("uninstall, and install again on the claim that was kept", func(t *testing.T) { reinstall(t, r) })
+}
+
+// tour goes from a certificate to its renewal, revocation and record, over the Service.
+func tour(t *testing.T, a *api) {
+	dir := "/var/lib/certctl-agent/" + a.r.ns + "/" + a.r.name + "/tour"
+	agent := a.agent()
+	a.must(http.MethodPost, "/api/v1/targets", object{"id": "tour", "name": "tour", "type": "file", "agent_id": agent,
+		"config": object{"fullchain_path": dir + "-fullchain.pem", "key_path": dir + "-key.pem"}})
+	a.must(http.MethodPost, "/api/v1/certificates", object{"id": "tour", "name": "tour", "dns_names": []string{"tour.example.com"},
+		"issuer_id": "iss-local", "target_ids": []string{"tour"}})
+	served := func(version float64) {
+		require.Eventually(t, func() bool {
+			d := list(a.must(http.MethodGet, "/api/v1/deployments?certificate_id=tour", nil), "deployments")
+			return len(d) == 1 && str(d[0], "status") == "SERVED" && d[0]["served_version"] == version
+		}, patience, interval)
+	}
+	served(1)
+	a.must(http.MethodPost, "/api/v1/certificates/tour/renew", object{"force": true})
+	served(2)
+	a.must(http.MethodPost, "/api/v1/certificates/tour/revoke", object{"reason": "SUPERSEDED"})
+	require.NotEmpty(t, str(a.must(http.MethodGet, "/api/v1/certificates/tour/explain", nil), "summary"))
+	require.NotEmpty(t, list(a.must(http.MethodGet, "/api/v1/audit?resource_id=tour", nil), "events"))
+	a.intact()
+}
+
+// trap changes the password in the values only, and mends it in both ways.
+func trap(t *testing.T, r *release) {
+	before := r.pods("")
+	out, err := try(t, "", "bash", "-c", "cd ../../.. && "+documented(t, "trap-symptom"))
+	require.Error(t, err, "an upgrade with a password that Postgres does not know must fail")
+	log := r.kubectl("logs", "-l", "app.kubernetes.io/component=migrate", "--tail=-1")
+	require.Contains(t, log, "28P01", out)
+	readme, err := os.ReadFile(filepath.Join(chart, "README.md"))
+	require.NoError(t, err)
+	require.Contains(t, string(readme), "Postgres refuses the password of role")
+	require.Contains(t, unquoted(log), quotedIn(t, string(readme), "Postgres refuses the password of role"), "the README quotes another message")
+	r.ready()
+	require.ElementsMatch(t, uids(before, "server"), uids(r.pods(""), "server"), "what runs must not notice")
+	out, err = try(t, "", "bash", "-c", "cd ../../.. && "+documented(t, "trap-remedy"))
+	require.NoError(t, err, out)
+	r.ready()
+	r.neverRestarted()
+	r.helm("test", r.name)
+}
+
+// unquoted undoes the escaping of a JSON log line.
+func unquoted(s string) string { return strings.ReplaceAll(s, `\"`, `"`) }
+
+// quotedIn finds the sentence that begins so, to the end of its line or code span.
+func quotedIn(t *testing.T, text, begin string) string {
+	t.Helper()
+	i := strings.Index(text, begin)
+	require.GreaterOrEqual(t, i, 0)
+	line, _, _ := strings.Cut(text[i:], "\n")
+	return strings.TrimSpace(line)
+}
+
+func uids(pods []pod, component string) (ids []string) {
+	for _, p := range pods {
+		if p.Metadata.Labels["app.kubernetes.io/component"] == component {
+			ids = append(ids, p.Metadata.UID)
+		}
+	}
+	return ids
+}
+
+// backup makes a dump now, and restores it after something was lost.
+func backup(t *testing.T, r *release, a *api) {
+	r.volume(r.name + "-backup")
+	r.helm("upgrade", r.name, chart, "--reuse-values", "--set", "backup.enabled=true")
+	r.ready()
+	before := list(a.must(http.MethodGet, "/api/v1/certificates", nil), "certificates")
+	require.NotEmpty(t, before)
+	out, err := try(t, "", "bash", "-c", "cd ../../.. && "+documented(t, "backup-now"))
+	require.NoError(t, err, out)
+	require.Contains(t, out, "wrote /backup/certctl-")
+	r.sql("DROP SCHEMA inventory CASCADE")
+	out, err = try(t, "", "bash", "-c", "cd ../../.. && "+documented(t, "restore"))
+	require.NoError(t, err, out)
+	r.ready()
+	require.Len(t, list(a.must(http.MethodGet, "/api/v1/certificates", nil), "certificates"), len(before))
+	a.intact()
+	r.helm("test", r.name)
+}
+
+// reinstall removes the release; what the chart keeps is enough for the same installation.
+func reinstall(t *testing.T, r *release) {
+	key := r.secret("certctl-server-auth", "api-key")
+	a := r.api(key, r.ca())
+	before := list(a.must(http.MethodGet, "/api/v1/certificates", nil), "certificates")
+	agent := a.agent()
+	out, err := try(t, "", "bash", "-c", "cd ../../.. && "+documented(t, "uninstall"))
+	require.NoError(t, err, out)
+	require.Eventually(t, func() bool {
+		return len(r.pods("server")) == 0 && len(r.pods("postgres")) == 0 && len(r.pods("agent")) == 0
+	}, patience, interval)
+	out, err = try(t, "", "bash", "-c", "cd ../../.. && "+documented(t, "reinstall"))
+	require.NoError(t, err, out)
+	r.ready()
+	r.neverRestarted()
+	a = r.api(r.secret("certctl-server-auth", "api-key"), r.ca())
+	require.Len(t, list(a.must(http.MethodGet, "/api/v1/certificates", nil), "certificates"), len(before))
+	require.Equal(t, agent, a.agent())
+	a.intact()
+	r.helm("test", r.name)
+}
+
+// TestScalingRotationKillsAndDrainsUnderLoad shakes one installation while certificates are made.
+func TestScalingRotationKillsAndDrainsUnderLoad(t *testing.T) {
+	r := newRelease(t, "certctl", "certctl-load")
+	r.volume("data-" + r.name + "-postgres-0")
+	r.install(append(basics(), "--wait", "--timeout", "5m")...) // hooks run after the wait: the first migration must not be one
+	r.neverRestarted()
+	a := r.api(firstKey, r.ca())
+	upgrade := func(args ...string) {
+		t.Helper()
+		r.helm(append([]string{"upgrade", r.name, chart, "--reuse-values"}, args...)...)
+		r.ready()
+	}
+	agent := a.agent()
+
+	for _, service := range []string{"server", "inventory", "issuance", "renewal-scheduler", "async-poller", "audit"} {
+		t.Run("scale "+service, func(t *testing.T) {
+			a.shake("scale-"+service, func() {
+				upgrade("--set", service+".replicas=3")
+				require.Len(t, r.pods(service), 3)
+				upgrade("--set", service+".replicas=1")
+			})
+		})
+	}
+	t.Run("kill pods", func(t *testing.T) {
+		a.shake("kill", func() {
+			for _, service := range []string{"server", "inventory", "issuance", "renewal-scheduler", "async-poller", "audit", "agent", "postgres"} {
+				r.kubectl("delete", "pod", "-l", "app.kubernetes.io/instance="+r.name+",app.kubernetes.io/component="+service, "--grace-period=0", "--force")
+				r.ready()
+			}
+		})
+		require.Equal(t, agent, a.agent(), "a pod that was made anew is the same agent")
+	})
+	t.Run("drain", func(t *testing.T) {
+		two := []string{}
+		for _, service := range []string{"server", "inventory", "issuance", "renewal-scheduler", "async-poller", "audit"} {
+			two = append(two, "--set", service+".replicas=2")
+		}
+		upgrade(two...)
+		node := command(t, "kubectl", "get", "nodes", "-o", "jsonpath={.items[0].metadata.name}")
+		a.shake("drain", func() {
+			// The only node: the replacement of what was evicted first has nowhere to go, so the budget must keep the second.
+			out, err := try(t, "", "kubectl", "drain", node, "--pod-selector=app.kubernetes.io/instance="+r.name+",app.kubernetes.io/component notin (postgres,agent,migrate)",
+				"--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=30s")
+			require.Error(t, err, out)
+			require.Contains(t, out, "disruption budget")
+			for _, service := range []string{"server", "inventory", "issuance"} {
+				running := 0
+				for _, p := range r.pods(service) {
+					if p.Status.Phase == "Running" && p.Metadata.DeletionTimestamp == nil {
+						running++
+					}
+				}
+				require.GreaterOrEqual(t, running, 1, service)
+			}
+			command(t, "kubectl", "uncordon", node)
+			r.ready()
+		})
+	})
+	t.Run("rotate API keys", func(t *testing.T) {
+		next := r.api(nextKey, r.ca())
+		a.shake("rotate-key", func() {
+			upgrade("--set", set("server.auth.apiKey", nextKey+","+firstKey))
+			require.Equal(t, http.StatusOK, next.status("/api/v1/agents"))
+			require.Equal(t, http.StatusOK, a.status("/api/v1/agents"))
+		})
+		next.shake("rotate-key-2", func() { upgrade("--set", set("server.auth.apiKey", nextKey)) })
+		require.Equal(t, http.StatusUnauthorized, a.status("/api/v1/agents"))
+		require.Equal(t, agent, next.agent())
+		a = next
+	})
+	t.Run("rotate the secrets that the chart made", func(t *testing.T) {
+		for _, s := range []struct{ value, key string }{
+			{"internalSecret", "internal-secret"}, {"roleSecret", "role-secret"}, {"joinToken", "join-token"},
+		} {
+			was, next := r.secret(r.name+"-secrets", s.key), rand.Text()+rand.Text()
+			a.shake("rotate-"+strings.ToLower(s.value), func() {
+				upgrade("--set", set("global.secrets."+s.value, was+","+next))
+				upgrade("--set", set("global.secrets."+s.value, next+","+was))
+				upgrade("--set", set("global.secrets."+s.value, next))
+			})
+			require.Equal(t, next, r.secret(r.name+"-secrets", s.key))
+		}
+	})
+	t.Run("roll back", func(t *testing.T) {
+		a.shake("rollback", func() {
+			r.helm("rollback", r.name, "--wait")
+			r.ready()
+		})
+	})
+	r.neverRestarted()
+	r.helm("test", r.name)
+}
+
+// TestAnUpgradeFromTheChartBeforeTakesOldValues upgrades from a chart that knew less.
+func TestAnUpgradeFromTheChartBeforeTakesOldValues(t *testing.T) {
+	before := filepath.Join(t.TempDir(), "certctl")
+	require.NoError(t, os.CopyFS(before, os.DirFS(chart)))
+	// What an older chart did not have: a section, a key of every service, and a key of one.
+	edit := func(name string, cut func(string) string) {
+		path := filepath.Join(before, name)
+		b, err := os.ReadFile(path)
+		require.NoError(t, err)
+		text := cut(string(b))
+		require.NotEqual(t, string(b), text)
+		require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+	}
+	edit("values.yaml", func(s string) string {
+		s, _, _ = strings.Cut(s, "# Dumps of the database to a claim.")
+		for _, line := range []string{"    preStopSeconds: 5\n", "    orphanSearch: 1h\n", "  networkPolicy:\n    # -- Nothing"} {
+			require.Contains(t, s, line)
+		}
+		return strings.Replace(strings.Replace(s, "    preStopSeconds: 5\n", "", 1), "    orphanSearch: 1h\n", "", 1)
+	})
+	edit("Chart.yaml", func(s string) string { return strings.Replace(s, "version: 0.1.0", "version: 0.0.9", 1) })
+	require.NoError(t, os.Remove(filepath.Join(before, "values.schema.json")))
+
+	r := newRelease(t, "certctl", "certctl-upgrade")
+	r.volume("data-" + r.name + "-postgres-0")
+	r.helm(append([]string{"install", r.name, before}, basics()...)...)
+	r.ready()
+	a := r.api(firstKey, r.ca())
+	a.shake("upgrade", func() {
+		for _, flag := range []string{"--reuse-values", "--reset-then-reuse-values"} {
+			r.helm("upgrade", r.name, chart, flag, "--set", "global.commonLabels.step="+strings.Trim(flag, "-"))
+			r.ready()
+		}
+	})
+	r.helm("test", r.name)
+	r.neverRestarted()
+}
+
+// certificate makes a self-signed certificate, as people do with openssl.
+func certificate(t *testing.T, names ...string) (cert, key string) {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
+	require.NoError(t, err)
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: names[0]}, DNSNames: names,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour)}, &x509.Certificate{Subject: pkix.Name{CommonName: names[0]}}, k.Public(), k)
+	require.NoError(t, err)
+	keyDER, err := x509.MarshalPKCS8PrivateKey(k)
+	require.NoError(t, err)
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}))
+}
+
+// tlsSecret makes or replaces a Secret as `kubectl create secret tls` does, without ca.crt.
+func (r *release) tlsSecret(name, cert, key string) {
+	r.t.Helper()
+	dir := r.t.TempDir()
+	certFile, keyFile := filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
+	require.NoError(r.t, os.WriteFile(certFile, []byte(cert), 0o600))
+	require.NoError(r.t, os.WriteFile(keyFile, []byte(key), 0o600))
+	r.apply(r.kubectl("create", "secret", "tls", name, "--cert", certFile, "--key", keyFile, "--dry-run=client", "-o", "yaml"))
+}
+
+// TestACertificateOfOnesOwnUnderAnotherNameIsServedAndReplaced has a release of another name, a TLS Secret without ca.crt, and a second
+// release of that name beside it.
+func TestACertificateOfOnesOwnUnderAnotherNameIsServedAndReplaced(t *testing.T) {
+	one, other := newRelease(t, "edge", "certctl-one"), newRelease(t, "edge", "certctl-other")
+	one.volume("data-" + one.name + "-postgres-0")
+	other.volume("data-" + other.name + "-postgres-0")
+	cert, key := certificate(t, one.host(), "localhost")
+	one.tlsSecret("own", cert, key)
+	one.install(append(basics(), "--set", "global.tls.existingSecret=own")...)
+	other.install(basics()...)
+	one.api(firstKey, cert).agent()
+	other.api(firstKey, other.ca()).agent()
+	one.helm("test", one.name)
+	other.helm("test", other.name)
+
+	next, nextKey := certificate(t, one.host(), "localhost")
+	one.tlsSecret("own", next, nextKey)
+	require.Eventually(t, func() bool { return servedBy(t, one) == next }, patience, interval, "the new certificate is not served")
+	a := one.api(firstKey, next)
+	agent := a.agent()
+	// An agent that connects anew trusts the new certificate, too.
+	one.kubectl("delete", "pod", "-l", "app.kubernetes.io/component=agent")
+	one.ready()
+	require.Equal(t, agent, a.agent())
+	one.neverRestarted()
+}
+
+// servedBy answers the leaf certificate that the gateway serves, PEM.
+func servedBy(t *testing.T, r *release) string {
+	t.Helper()
+	conn, err := tls.Dial("tcp", r.address(), &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		return ""
+	}
+	defer func() { _ = conn.Close() }()
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: conn.ConnectionState().PeerCertificates[0].Raw}))
+}
+
+// TestARestrictedNamespaceHoldsTheControlPlane installs the control plane where Pod Security is restricted, on a Postgres of its own
+// elsewhere that comes late, without authentication; and the agents in a namespace of their own.
+func TestARestrictedNamespaceHoldsTheControlPlane(t *testing.T) {
+	db := newRelease(t, "db", "certctl-db")
+	db.volume("data-" + db.name + "-postgres-0")
+	r := newRelease(t, "certctl", "certctl-restricted", "pod-security.kubernetes.io/enforce=restricted")
+	url := "postgres://certctl:" + strings.NewReplacer("/", "%2F", "@", "%40", "#", "%23", "%", "%25", "?", "%3F").Replace(password) +
+		"@external." + db.ns + ".svc:5432/certctl?sslmode=disable"
+	r.helm("install", r.name, chart, "--set", "agent.enabled=false", "--set", "postgresql.enabled=false", "--set", set("server.databaseUrl", url),
+		"--set", "server.auth.type=none", "--set", "server.allowFrom[0].ipBlock.cidr=0.0.0.0/0", "--no-hooks")
+	require.Eventually(t, func() bool {
+		log, err := try(t, "", "kubectl", "-n", r.ns, "logs", "-l", "app.kubernetes.io/component=inventory")
+		return err == nil && strings.Contains(log, "waiting for Postgres")
+	}, patience, interval)
+	db.apply(externalPostgres)
+	r.ready()
+	r.neverRestarted()
+	r.helm("test", r.name)
+	a := r.api("", r.ca())
+
+	agents := newRelease(t, "agents", "certctl-agents")
+	ca := filepath.Join(t.TempDir(), "ca.crt")
+	require.NoError(t, os.WriteFile(ca, []byte(r.ca()), 0o600))
+	agents.install("--set", "tags.control-plane=false", "--set", "postgresql.enabled=false", "--set", "agent.serverUrl=https://"+r.host()+":8443",
+		"--set-file", "agent.serverCA="+ca, "--set", set("global.secrets.joinToken", r.secret("certctl-secrets", "join-token")))
+	a.agent()
+	a.intact()
+}
+
+// externalPostgres is a Postgres that is not the chart's.
+const externalPostgres = `
+apiVersion: v1
+kind: Pod
+metadata: {name: external, labels: {app: external}}
+spec:
+  securityContext: {runAsUser: 999, fsGroup: 999}
+  containers:
+    - name: postgres
+      image: postgres:16-alpine
+      env:
+        - {name: POSTGRES_USER, value: certctl}
+        - {name: POSTGRES_DB, value: certctl}
+        - {name: POSTGRES_PASSWORD, value: 'p/a@s#s%w?o,r$d'}
+        - {name: PGDATA, value: /data/pgdata}
+      volumeMounts: [{name: data, mountPath: /data}]
+  volumes: [{name: data, emptyDir: {}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: external}
+spec: {selector: {app: external}, ports: [{port: 5432}]}
+`
