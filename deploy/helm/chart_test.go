@@ -111,7 +111,11 @@ func TestRenderingsAreAsReviewed(t *testing.T) {
 			}
 			want, err := os.ReadFile(path)
 			require.NoError(t, err)
-			require.Equal(t, string(want), b.String(), "review the difference, then: go test ./deploy/helm -run AsReviewed -update")
+			was, is := strings.Split(string(want), "\n"), strings.Split(b.String(), "\n")
+			for i := range min(len(was), len(is)) {
+				require.Equal(t, was[i], is[i], "%s:%d: review the difference, then: go test ./deploy/helm -run AsReviewed -update", path, i+1)
+			}
+			require.Len(t, is, len(was), "%s: review the difference, then: go test ./deploy/helm -run AsReviewed -update", path)
 		})
 	}
 }
@@ -136,6 +140,8 @@ func TestWhatIsMissingOrContradictsItselfIsToldInOneSentence(t *testing.T) {
 		"too much scaling":      {basic("audit.autoscaling.enabled=true", "audit.autoscaling.maxReplicas=9"), []string{"9 replicas"}},
 		"nothing to scale by":   {basic("audit.autoscaling.enabled=true", "audit.autoscaling.targetCPUUtilizationPercentage=0"), []string{"audit.autoscaling", "targetQueueAgeSeconds"}},
 		"min over max":          {basic("audit.autoscaling.enabled=true", "audit.autoscaling.minReplicas=3", "audit.autoscaling.maxReplicas=2"), []string{"minReplicas (3)", "maxReplicas (2)"}},
+		"shared roles of our own Postgres": {basic("global.database.roles=shared"), []string{"global.database.roles=shared", "separate"}},
+		"shared and bundled":    {basic("global.database.roles=shared"), []string{"global.database.roles=shared", "separate"}},
 		"no database":           {rendering{set: noDB}, []string{"set server.databaseUrl=postgres://"}},
 		"two databases":         {basic("server.databaseUrl=postgres://u:p@h/d"), []string{"postgresql.enabled=false"}},
 		"another database kind": {rendering{set: append(slices.Clone(noDB), "server.databaseUrl=mysql://u@h/d")}, []string{"no Postgres URL"}},

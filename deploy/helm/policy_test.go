@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"gopkg.in/yaml.v3"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -218,6 +219,21 @@ func TestThePoliciesAllowWhoCallsWhom(t *testing.T) {
 		}
 		require.ElementsMatch(t, callers, got, "who calls %s", callee)
 	}
+}
+
+// TestTheValuesForAProxyCloseTheGatewayOff renders the example of docs/operator/auth-proxy.md.
+func TestTheValuesForAProxyCloseTheGatewayOff(t *testing.T) {
+	t.Parallel()
+	b, err := os.ReadFile("../auth-proxy/kubernetes/values.yaml")
+	require.NoError(t, err)
+	var values map[string]any
+	require.NoError(t, yaml.Unmarshal(b, &values))
+	policy := find(t, rendering{values: values, set: []string{"postgresql.auth.password=p"}}.must(t), "NetworkPolicy", "rel-server")
+	from, ok := policy.at("spec", "ingress", 0, "from").([]any)
+	require.True(t, ok, "everybody may connect")
+	require.Len(t, from, 2, "the pods of the release, and those of the proxy")
+	require.Equal(t, []any{"agent", "smoke"}, policy.at("spec", "ingress", 0, "from", 0, "podSelector", "matchExpressions", 0, "values"))
+	require.Equal(t, "certctl-proxy", policy.at("spec", "ingress", 0, "from", 1, "podSelector", "matchLabels", "app.kubernetes.io/name"))
 }
 
 func TestAlertsAreThoseOfTheFile(t *testing.T) {

@@ -52,6 +52,9 @@ inventory={{ int .inventory.database.quota }},issuance={{ int .issuance.database
 {{- end -}}
 {{- $database := $values.global.database -}}
 {{- $url := $database.url | default $values.server.databaseUrl -}}
+{{- if and $values.postgresql.enabled (eq $database.roles "shared") -}}
+{{- fail "global.database.roles=shared is for an external database that lets nobody make roles: the bundled one does, so leave it at separate" -}}
+{{- end -}}
 {{- if $values.postgresql.enabled -}}
 {{- if or $url $database.existingSecret -}}
 {{- fail "an external database (server.databaseUrl, global.database.url or global.database.existingSecret) and the bundled one are both on: set postgresql.enabled=false, or leave the external one empty" -}}

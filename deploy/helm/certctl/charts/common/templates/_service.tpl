@@ -22,9 +22,6 @@ One service of the control plane: ServiceAccount, Service, Deployment, and what 
   (dict "secret" (dict "name" (include "certctl.secretsName" (list $root $values)) "items" (include "certctl.items" $keys | fromYamlArray)))
   (dict "secret" (dict "name" (include "certctl.databaseSecretName" (list $root $values)) "items" (list (dict "key" "url" "path" "url"))))
 -}}
-{{- if and (eq $values.global.database.roles "shared") $values.global.database.existingSecret -}}
-{{- $sources = append $sources (dict "secret" (dict "name" $values.global.database.existingSecret "optional" true "items" (list (dict "key" "password" "path" "password")))) -}}
-{{- end -}}
 {{- $sources = concat $sources (include "certctl.databaseCA" $values | fromYamlArray) -}}
 {{- $files := merge (deepCopy $keys) (dict "CERTCTL_DATABASE_URL" "url") -}}
 {{- include "certctl.serviceAccount" (list $root $values $component) }}
