@@ -225,8 +225,7 @@ func (f *fleet) run(service string, n int) *replica {
 	settings := []string{"CERTCTL_LISTEN_ADDR=" + r.probe}
 	if service != "gateway" {
 		r.probe = targettest.FreeAddress(f.t)
-		settings = []string{"CERTCTL_GRPC_LISTEN_ADDR=" + f.places[service][n], "CERTCTL_HEALTH_LISTEN_ADDR=" + r.probe,
-			fmt.Sprintf("CERTCTL_DATABASE_POOL_SIZE=%d", fleetQuotas[service]/fleetPods)}
+		settings = []string{"CERTCTL_GRPC_LISTEN_ADDR=" + f.places[service][n], "CERTCTL_HEALTH_LISTEN_ADDR=" + r.probe}
 	}
 	r.process = &process{name: fmt.Sprintf("%s %d", service, n+1), path: binaries.certctl, args: []string{"serve", "--service", service},
 		env: append(slices.Clone(f.shared), settings...)}

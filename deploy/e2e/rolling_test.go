@@ -31,7 +31,7 @@ const (
 	rollingCreators = 2 // clients that create certificates, one after the other
 	rollingRenewers = 4 // clients that renew them
 	rollingReaders  = 3 // clients that read lists
-	rollingJobs     = 5 // jobs that are completed between one process and the next
+	rollingJobs     = 3 // jobs that are completed between one process and the next
 )
 
 // What must hold of the times.

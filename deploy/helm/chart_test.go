@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 
 	"github.com/certctl/certctl/deploy/helm/chartdoc"
+	"github.com/certctl/certctl/pkg/pg"
 )
 
 var update = flag.Bool("update", false, "write the golden renderings anew")
@@ -340,16 +341,20 @@ func TestNoScalingExceedsTheQuotas(t *testing.T) {
 		rendered++
 		total := 0
 		for _, s := range services {
-			env := environment(find(t, objects, "Deployment", releaseName+"-"+s).pod().containers(false)[0])
-			var size int
-			_, err := fmt.Sscan(env["CERTCTL_DATABASE_POOL_SIZE"], &size)
-			require.NoError(t, err)
-			require.GreaterOrEqual(t, size, 2)
+			size := pg.Share(quota[s], most[s]) // what each of them takes
 			require.LessOrEqual(t, size*(most[s]+1), quota[s], "%s in a rolling update", s)
-			require.Equal(t, fmt.Sprint(most[s]), env["CERTCTL_SERVICE_REPLICAS"])
 			total += size * (most[s] + 1)
+			env := environment(find(t, objects, "Deployment", releaseName+"-"+s).pod().containers(false)[0])
+			if s == "issuance" || s == "async-poller" { // who share the rates of CA accounts
+				require.Equal(t, fmt.Sprint(most[s]), env["CERTCTL_SERVICE_REPLICAS"])
+			}
 		}
 		require.LessOrEqual(t, total, sum)
+		migrate := environment(find(t, objects, "Job", releaseName+"-migrate").pod().containers(false)[0])
+		require.Equal(t, fmt.Sprint(sum), migrate["CERTCTL_DATABASE_MAX_CONNS"])
+		for s, name := range map[string]string{"inventory": "inventory", "renewal-scheduler": "renewalscheduler", "async-poller": "asyncpoller", "audit": "audit", "issuance": "issuance"} {
+			require.Contains(t, migrate["CERTCTL_DATABASE_POOL_QUOTAS"], fmt.Sprintf("%s=%d", name, quota[s]), "Postgres enforces what the migration sets")
+		}
 	}
 	require.Greater(t, rendered, 5)
 }

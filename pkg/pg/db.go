@@ -35,10 +35,13 @@ type Config struct {
 	SharedRoles bool             // CERTCTL_DATABASE_ROLES=shared: the base login serves all
 	Service     string           // names the schema and, after "certctl_", the role
 
-	// MaxConns is this replica's whole share of the service's quota. With Listen one of them is kept for the
-	// LISTEN connection and the pool gets one less.
+	// MaxConns is how many connections this process may have. With Listen one of them is kept for the LISTEN connection and
+	// the pool gets one less.
 	MaxConns int
-	Listen   bool
+	// Quota, in place of MaxConns, is how many all processes of the service may have: this one takes its share of it, by how
+	// many there are at the time.
+	Quota  int
+	Listen bool
 
 	// StartWait is how long Open waits for a server that is down or starting; zero asks once.
 	StartWait time.Duration
@@ -56,6 +59,8 @@ func (c Config) check() error {
 	switch {
 	case c.Service == "":
 		return errors.New("pg.Config.Service is empty")
+	case c.Quota > 0:
+		return nil // a share is minShare at least
 	case c.MaxConns < least:
 		return fmt.Errorf("pool of %s: MaxConns is %d, the least is %d", c.Service, c.MaxConns, least)
 	}
@@ -69,6 +74,7 @@ type DB struct {
 	log        *zap.Logger
 	listenConn *pgx.ConnConfig // nil without Config.Listen
 	listening  atomic.Bool
+	stopShare  func() // ends what follows the share; nil with a fixed size
 }
 
 // Open connects as the service's role, whose search_path is the service's schema. It returns when a connection
@@ -86,7 +92,11 @@ func Open(ctx context.Context, cfg Config) (*DB, error) {
 		return nil, err
 	}
 	db := &DB{log: cfg.Log}
-	size := cfg.MaxConns
+	size, instance := cfg.MaxConns, ""
+	if cfg.Quota > 0 {
+		instance = named(cc, cfg.Service)
+		size = Share(cfg.Quota, 1)
+	}
 	if cfg.Listen {
 		size--
 		db.listenConn = cc.Copy()
@@ -103,11 +113,19 @@ func Open(ctx context.Context, cfg Config) (*DB, error) {
 		db.Pool.Close()
 		return nil, fmt.Errorf("open database for %s: %w", cfg.Service, err)
 	}
+	if cfg.Quota > 0 {
+		db.followShare(ctx, cfg, instance)
+	}
 	return db, nil
 }
 
 // Close gives all pooled connections back and waits for it.
-func (db *DB) Close() { db.Pool.Close() }
+func (db *DB) Close() {
+	if db.stopShare != nil {
+		db.stopShare()
+	}
+	db.Pool.Close()
+}
 
 // connConfig turns the base URL into the service's own login.
 func connConfig(cfg Config) (*pgx.ConnConfig, *passwords, error) {
@@ -152,7 +170,9 @@ func newPool(ctx context.Context, cc *pgx.ConnConfig, known *passwords, size int
 	if err != nil {
 		return nil, fmt.Errorf("make connection pool: %w", err)
 	}
-	return &Pool{pool: pool, passwords: known}, nil
+	p := &Pool{passwords: known}
+	p.pool.Store(pool)
+	return p, nil
 }
 
 // endless is a wait without end.

@@ -131,7 +131,7 @@ func adviseState(code string, who login) string {
 			"end of CERTCTL_DATABASE_URL", who.database, who.database)
 	case codeTooManyConnections:
 		return fmt.Sprintf("Postgres has no connection left for role %q (SQLSTATE 53300): its CONNECTION LIMIT (the service's number in CERTCTL_DATABASE_POOL_QUOTAS) "+
-			"or the server's max_connections is reached. Check that CERTCTL_SERVICE_REPLICAS is the true number of replicas and that it is at most half the quota; else raise the quota and "+
+			"or the server's max_connections is reached. Each replica needs 2, and one more replica has to have room: run fewer, or raise the quota and "+
 			"CERTCTL_DATABASE_MAX_CONNS and run `certctl migrate`, and keep max_connections above CERTCTL_DATABASE_MAX_CONNS", who.user)
 	case codeUndefinedTable, codeInvalidSchema:
 		return "the schema is not there yet: run `certctl migrate` (in Kubernetes the job …-migrate does)"

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"go.uber.org/zap"
 )
 
@@ -55,7 +56,7 @@ func (db *DB) Listen(ctx context.Context, channels []string, fn func(Notificatio
 }
 
 func (db *DB) listenOnce(ctx context.Context, channels []string, fn func(Notification)) error {
-	conn, err := withPassword(db.Pool.passwords, func() (*pgx.Conn, error) {
+	conn, err := with(ctx, db.Pool, func(*pgxpool.Pool) (*pgx.Conn, error) {
 		cc := db.listenConn.Copy()
 		db.Pool.passwords.put(cc)
 		return pgx.ConnectConfig(ctx, cc)

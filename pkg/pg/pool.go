@@ -3,44 +3,49 @@ package pg
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/puddle/v2"
 	"go.uber.org/zap"
 
 	"github.com/certctl/certctl/pkg/secretbox"
 )
 
 // Pool is a pool of connections that lives on when `certctl migrate` gives the role another password out of those that are
-// known here: what needs a new connection and meets the refusal asks again with the next one.
+// known here, when Postgres has none left for a moment, and when its size changes: what needs a new connection asks again.
 type Pool struct {
-	pool      *pgxpool.Pool
+	pool      atomic.Pointer[pgxpool.Pool]
 	passwords *passwords
 }
 
 // NewPool takes a pool whose connections have one password.
 func NewPool(pool *pgxpool.Pool) *Pool {
 	only := secretbox.NewSecret(pool.Config().ConnConfig.Password)
-	return &Pool{pool: pool, passwords: &passwords{all: []secretbox.Secret{only}, log: zap.NewNop()}}
+	p := &Pool{passwords: &passwords{all: []secretbox.Secret{only}, log: zap.NewNop()}}
+	p.pool.Store(pool)
+	return p
 }
 
 // Exec runs a statement.
 func (p *Pool) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
-	return withPassword(p.passwords, func() (pgconn.CommandTag, error) { return p.pool.Exec(ctx, sql, args...) })
+	return with(ctx, p, func(pool *pgxpool.Pool) (pgconn.CommandTag, error) { return pool.Exec(ctx, sql, args...) })
 }
 
 // Query runs a query.
 func (p *Pool) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
-	return withPassword(p.passwords, func() (pgx.Rows, error) { return p.pool.Query(ctx, sql, args...) })
+	return with(ctx, p, func(pool *pgxpool.Pool) (pgx.Rows, error) { return pool.Query(ctx, sql, args...) })
 }
 
 // QueryRow gives one row of a query, which runs when the row is scanned.
 func (p *Pool) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
 	return row(func(dest ...any) error {
-		return p.passwords.each(func() error { return p.pool.QueryRow(ctx, sql, args...).Scan(dest...) })
+		return p.each(ctx, func(pool *pgxpool.Pool) error { return pool.QueryRow(ctx, sql, args...).Scan(dest...) })
 	})
 }
 
@@ -49,27 +54,80 @@ func (p *Pool) Begin(ctx context.Context) (pgx.Tx, error) { return p.BeginTx(ctx
 
 // BeginTx starts a transaction with an isolation level or access mode.
 func (p *Pool) BeginTx(ctx context.Context, o pgx.TxOptions) (pgx.Tx, error) {
-	return withPassword(p.passwords, func() (pgx.Tx, error) { return p.pool.BeginTx(ctx, o) })
+	return with(ctx, p, func(pool *pgxpool.Pool) (pgx.Tx, error) { return pool.BeginTx(ctx, o) })
 }
 
 // Acquire takes a connection out of the pool; it is given back by its Release.
 func (p *Pool) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
-	return withPassword(p.passwords, func() (*pgxpool.Conn, error) { return p.pool.Acquire(ctx) })
+	return with(ctx, p, func(pool *pgxpool.Pool) (*pgxpool.Conn, error) { return pool.Acquire(ctx) })
 }
 
 // Ping runs an empty statement.
 func (p *Pool) Ping(ctx context.Context) error {
-	return p.passwords.each(func() error { return p.pool.Ping(ctx) })
+	return p.each(ctx, func(pool *pgxpool.Pool) error { return pool.Ping(ctx) })
 }
 
 // Config gives a copy of how the pool was set up.
-func (p *Pool) Config() *pgxpool.Config { return p.pool.Config() }
+func (p *Pool) Config() *pgxpool.Config { return p.pool.Load().Config() }
 
 // Stat tells how many connections there are, and what they do.
-func (p *Pool) Stat() *pgxpool.Stat { return p.pool.Stat() }
+func (p *Pool) Stat() *pgxpool.Stat { return p.pool.Load().Stat() }
 
 // Close gives all connections back and waits for it.
-func (p *Pool) Close() { p.pool.Close() }
+func (p *Pool) Close() { p.pool.Load().Close() }
+
+// resize puts a pool of another size in the place of this one. What is under way ends on the connections that it has.
+func (p *Pool) resize(ctx context.Context, size int) error {
+	old := p.pool.Load()
+	cfg := old.Config()
+	cfg.MaxConns = int32(size) // a share of a quota
+	next, err := pgxpool.NewWithConfig(ctx, cfg)
+	if err != nil {
+		return fmt.Errorf("make connection pool: %w", err)
+	}
+	p.pool.Store(next)
+	old.Close()
+	return nil
+}
+
+const (
+	// connectionWait is how long something waits when Postgres has no connection left for the role: another process of the
+	// service has come and the others are about to make room.
+	connectionWait = 3 * time.Second
+	connectionPoll = 50 * time.Millisecond
+)
+
+// each does what needs a connection, and again when it got none for a reason that passes.
+func (p *Pool) each(ctx context.Context, do func(*pgxpool.Pool) error) error {
+	began := time.Now()
+	for {
+		pool := p.pool.Load()
+		err := p.passwords.each(func() error { return do(pool) })
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, puddle.ErrClosedPool) && p.pool.Load() != pool:
+			continue // it was resized meanwhile
+		case !refusedForNumber(err) || time.Since(began) > connectionWait || sleep(ctx, connectionPoll) != nil:
+			return err
+		}
+	}
+}
+
+// refusedForNumber tells that no connection was made because the role has as many as it may.
+func refusedForNumber(err error) bool {
+	_, connecting := errors.AsType[*pgconn.ConnectError](err)
+	return connecting && hasCode(err, codeTooManyConnections)
+}
+
+// with is Pool.each for what has a result.
+func with[T any](ctx context.Context, p *Pool, do func(*pgxpool.Pool) (T, error)) (out T, err error) {
+	err = p.each(ctx, func(pool *pgxpool.Pool) (err error) {
+		out, err = do(pool)
+		return err
+	})
+	return out, err
+}
 
 type row func(dest ...any) error
 
@@ -113,13 +171,4 @@ func (p *passwords) next(err error) bool {
 			zap.String("role", refused.Config.User), zap.Int("item", i+1))
 	}
 	return true
-}
-
-// withPassword is passwords.each for what has a result.
-func withPassword[T any](p *passwords, do func() (T, error)) (out T, err error) {
-	err = p.each(func() (err error) {
-		out, err = do()
-		return err
-	})
-	return out, err
 }

@@ -97,8 +97,9 @@ func (q Quotas) String() string {
 
 func (q Quotas) names() []string { return slices.Sorted(maps.Keys(q)) }
 
-// Share is what one of replicas (CERTCTL_SERVICE_REPLICAS) takes of a quota: at least 2. With more replicas than
-// half the quota the shares exceed it; Postgres then refuses the last connections (SQLSTATE 53300), and Diagnose says why.
-func Share(quota, replicas int) int {
-	return max(quota/max(replicas, 1), minShare)
+// Share is what one of several processes of a service takes of its quota, at least 2: a part for each, and one for the next that
+// starts, in a rolling update before an old one ends. With more processes than half the quota the shares exceed it; Postgres then refuses
+// the last connections (SQLSTATE 53300), and Diagnose says why.
+func Share(quota, processes int) int {
+	return max(quota/(max(processes, 1)+1), minShare)
 }

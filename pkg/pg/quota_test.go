@@ -45,10 +45,10 @@ func TestMalformedQuotasAreRefused(t *testing.T) {
 	}
 }
 
-func TestAReplicaTakesItsShareButAtLeastTwo(t *testing.T) {
+func TestAProcessTakesItsShareLeavesOneAndTakesAtLeastTwo(t *testing.T) {
 	t.Parallel()
-	require.Equal(t, 16, pg.Share(16, 1))
-	require.Equal(t, 5, pg.Share(16, 3))
+	require.Equal(t, 8, pg.Share(16, 1))
+	require.Equal(t, 4, pg.Share(16, 3))
 	require.Equal(t, 2, pg.Share(4, 3))
-	require.Equal(t, 16, pg.Share(16, 0), "no number of replicas given")
+	require.Equal(t, 8, pg.Share(16, 0), "none was counted")
 }

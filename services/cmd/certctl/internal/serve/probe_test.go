@@ -34,7 +34,7 @@ func TestAServiceThatWaitsForItsSchemaIsAliveAndNotReady(t *testing.T) {
 	db := testpg.NewDatabase(t) // without schemas
 	var cfg settings.Server
 	_, err := config.Load(&cfg, []string{"CERTCTL_DATA_DIR=" + t.TempDir(), "CERTCTL_INTERNAL_SECRET=a secret of services in tests", "CERTCTL_LOG_LEVEL=error",
-		"CERTCTL_HEALTH_LISTEN_ADDR=" + free(t), "CERTCTL_GRPC_LISTEN_ADDR=" + free(t), "CERTCTL_DATABASE_POOL_SIZE=2"}, config.Options{})
+		"CERTCTL_HEALTH_LISTEN_ADDR=" + free(t), "CERTCTL_GRPC_LISTEN_ADDR=" + free(t)}, config.Options{})
 	require.NoError(t, err)
 	cfg.Postgres.URL = secretbox.NewSecret(db.URL())
 	ctx, cancel := context.WithCancel(t.Context())

@@ -145,13 +145,13 @@ func (p *process) open(ctx context.Context, name string) (*pg.DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	size := p.cfg.Postgres.PoolSize
-	if size == 0 {
-		size = pg.Share(quotas[name], p.cfg.Postgres.Replicas)
+	size, quota := quotas[name], 0
+	if !p.cfg.Postgres.URL.IsZero() || p.cfg.Postgres.Replicas > 1 {
+		size, quota = 0, quotas[name] // there are others of its kind, or may be
 	}
 	db, err := pg.Open(ctx, pg.Config{
 		BaseURL: p.databaseURL, Password: p.cfg.Postgres.Password, RoleSecret: p.cfg.Postgres.RoleSecret, SharedRoles: p.cfg.Postgres.Roles == "shared", Service: name,
-		MaxConns: size, Listen: listens(name), StartWait: startWait, Schema: p.awaits(name), Log: p.log.Named("postgres"),
+		MaxConns: size, Quota: quota, Listen: listens(name), StartWait: startWait, Schema: p.awaits(name), Log: p.log.Named("postgres"),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("connect %s to Postgres: %w", name, err)

@@ -35,8 +35,7 @@ type Postgres struct {
 	Roles      string           `env:"CERTCTL_DATABASE_ROLES" envDefault:"separate" check:"oneof separate shared" help:"separate: each service has its own login role; shared: all use the base login (for managed databases without CREATEROLE)."`
 	MaxConns   int              `env:"CERTCTL_DATABASE_MAX_CONNS" envDefault:"50" check:"int 10..10000" help:"Connections of the whole installation."`
 	Quotas     string           `env:"CERTCTL_DATABASE_POOL_QUOTAS" envDefault:"inventory=16,issuance=12,renewalscheduler=12,asyncpoller=6,audit=4" help:"Connections of each service, over all its replicas. They add up to CERTCTL_DATABASE_MAX_CONNS."`
-	Replicas   int              `env:"CERTCTL_SERVICE_REPLICAS" envDefault:"1" check:"int 1..1000" help:"Replicas of this service; each takes its part of the quota, at least 2, and of the rates of CA accounts."`
-	PoolSize   int              `env:"CERTCTL_DATABASE_POOL_SIZE" check:"int 0..10000" help:"Connections of this process, at least 2. Not set, or 0: the service's quota divided by its replicas. Set it where more processes than replicas run for a while, as in a rolling update."`
+	Replicas   int              `env:"CERTCTL_SERVICE_REPLICAS" envDefault:"1" check:"int 1..1000" help:"Replicas of this service; each takes its part of the rates of CA accounts. (Connections are shared out by how many there are.)"`
 }
 
 // Secrets hold the installation together. All processes of an installation have the same.
@@ -134,9 +133,6 @@ func (p Postgres) ServiceQuotas() (pg.Quotas, error) {
 func (s Server) Validate() error {
 	if _, err := s.Postgres.ServiceQuotas(); err != nil {
 		return err
-	}
-	if s.Postgres.PoolSize == 1 {
-		return errors.New("CERTCTL_DATABASE_POOL_SIZE is 1: a service needs at least 2, one of them to listen for events")
 	}
 	if (s.TLS.CertFile == "") != (s.TLS.KeyFile == "") {
 		return errors.New("CERTCTL_TLS_CERT_FILE and CERTCTL_TLS_KEY_FILE belong together: set both or none")

@@ -35,7 +35,6 @@ func TestSettingsThatContradictEachOtherStopTheStart(t *testing.T) {
 		"half a certificate":             {[]string{"CERTCTL_TLS_CERT_FILE=/x"}, []string{"CERTCTL_TLS_KEY_FILE"}},
 		"half a CA":                      {[]string{"CERTCTL_TLS_CA_KEY_FILE=/x"}, []string{"CERTCTL_TLS_CA_CERT_FILE"}},
 		"a CA beside a certificate":      {[]string{"CERTCTL_TLS_CA_CERT_FILE=/x", "CERTCTL_TLS_CA_KEY_FILE=/x", "CERTCTL_TLS_CERT_FILE=/x", "CERTCTL_TLS_KEY_FILE=/x"}, []string{"only one"}},
-		"a pool of one":                  {[]string{"CERTCTL_DATABASE_POOL_SIZE=1"}, []string{"CERTCTL_DATABASE_POOL_SIZE", "at least 2"}},
 		"a short internal secret":        {[]string{"CERTCTL_INTERNAL_SECRET=short"}, []string{"CERTCTL_INTERNAL_SECRET", "openssl rand"}},
 		"a short join token":             {[]string{"CERTCTL_AGENT_JOIN_TOKEN=short"}, []string{"CERTCTL_AGENT_JOIN_TOKEN"}},
 		"a short item of a list":         {[]string{"CERTCTL_INTERNAL_SECRET=0123456789abcdef,short"}, []string{"CERTCTL_INTERNAL_SECRET", "item 2 of 2"}},

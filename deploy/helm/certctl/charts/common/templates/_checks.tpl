@@ -13,8 +13,8 @@ The most pods of a service that run side by side: its replicas, or what the auto
 {{- end }}
 
 {{/*
-The connections of one pod of a service: its quota over its replicas and the one more that a rolling update adds, so that no scaling
-exceeds the quota. Takes (list values component).
+The connections of one pod of a service when there are as many as there may be: its quota over them and the one more that a rolling update
+adds. Pods see by themselves how many they are (pkg/pg/share.go), so that scaling changes no pod. Takes (list values component).
 */}}
 {{- define "certctl.poolSize" -}}
 {{- $values := index . 0 -}}{{- $component := index . 1 -}}

@@ -9,12 +9,11 @@ One service of the control plane: ServiceAccount, Service, Deployment, and what 
 */}}
 {{- define "certctl.service" -}}
 {{- $root := .root -}}{{- $values := .values -}}{{- $component := .component -}}
-{{- $pods := int (include "certctl.replicas" $values) -}}
+{{- /* A share that cannot work is told before anything is installed. */ -}}
+{{- $_ := include "certctl.poolSize" (list $values $component) -}}
 {{- $env := merge (deepCopy .env) (include "certctl.peers" $root | fromYaml) (dict
   "CERTCTL_GRPC_LISTEN_ADDR" ":9443"
   "CERTCTL_HEALTH_LISTEN_ADDR" ":9444"
-  "CERTCTL_SERVICE_REPLICAS" $pods
-  "CERTCTL_DATABASE_POOL_SIZE" (include "certctl.poolSize" (list $values $component))
   "CERTCTL_DATABASE_ROLES" $values.global.database.roles
 ) -}}
 {{- $keys := merge (deepCopy .secrets) (dict "CERTCTL_INTERNAL_SECRET" "internal-secret" "CERTCTL_DATABASE_ROLE_SECRET" "role-secret") -}}
