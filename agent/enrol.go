@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
@@ -54,21 +55,52 @@ var errNoToken = errors.New("there is no join token for this agent: make one wit
 // joinToken answers the token as it is now: one in a file may have been replaced, or come only later. A standing token that is being
 // rotated is a list; the first is the one to use.
 func (a *agent) joinToken() (secretbox.Secret, error) {
-	if a.cfg.JoinTokenFile == "" {
-		if a.cfg.JoinToken.IsZero() {
-			return a.cfg.JoinToken, errNoToken
+	token, from := a.cfg.JoinToken, "--join-token"
+	if a.cfg.JoinTokenFile != "" {
+		text, err := readToken(a.cfg.JoinTokenFile)
+		if err != nil {
+			return secretbox.Secret{}, fmt.Errorf("%w: read join token: %w", errNoToken, err)
 		}
-		return a.cfg.JoinToken.First(), nil
+		token, from = secretbox.NewSecret(text), a.cfg.JoinTokenFile
+		if token.IsZero() {
+			return token, fmt.Errorf("%w: %s is empty", errNoToken, from)
+		}
 	}
-	b, err := os.ReadFile(a.cfg.JoinTokenFile)
-	if err != nil {
-		return secretbox.Secret{}, fmt.Errorf("%w: read join token: %w", errNoToken, err)
-	}
-	token := secretbox.NewSecret(strings.TrimSpace(string(b)))
 	if token.IsZero() {
-		return token, fmt.Errorf("%w: %s is empty", errNoToken, a.cfg.JoinTokenFile)
+		return token, errNoToken
 	}
-	return token.First(), nil
+	list, err := token.List(1)
+	if err != nil {
+		return secretbox.Secret{}, fmt.Errorf("%w: %s: %w", errNoToken, from, err)
+	}
+	return list[0], nil
+}
+
+// maxToken bounds the file of a join token.
+const maxToken = 64 << 10
+
+// readToken reads a regular file only: a pipe might never end.
+func readToken(path string) (string, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return "", err
+	}
+	if !info.Mode().IsRegular() {
+		return "", fmt.Errorf("%s is no regular file (%s)", path, info.Mode())
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = f.Close() }()
+	b, err := io.ReadAll(io.LimitReader(f, maxToken+1))
+	if err != nil {
+		return "", err
+	}
+	if len(b) > maxToken {
+		return "", fmt.Errorf("%s is larger than %d bytes", path, maxToken)
+	}
+	return strings.TrimSpace(string(b)), nil
 }
 
 func (a *agent) enrolOnce(ctx context.Context) (*agentv1.EnrollResponse, error) {

@@ -112,6 +112,11 @@ func TestATokenIsReadFromItsFileWhenItIsNeeded(t *testing.T) {
 	require.ErrorContains(t, start(t, cfg).wait(), "read join token")
 	require.NoError(t, os.WriteFile(cfg.JoinTokenFile, []byte("\n"), 0o600))
 	require.ErrorContains(t, start(t, cfg).wait(), "is empty")
+	require.NoError(t, os.WriteFile(cfg.JoinTokenFile, []byte(","+joinToken), 0o600))
+	require.ErrorContains(t, start(t, cfg).wait(), cfg.JoinTokenFile+": item 1 of 2 is empty")
+	require.NoError(t, os.WriteFile(cfg.JoinTokenFile, make([]byte, 1<<20), 0o600))
+	require.ErrorContains(t, start(t, cfg).wait(), "is larger than 65536 bytes")
+	require.Zero(t, s.called("Enroll"))
 	require.NoError(t, os.WriteFile(cfg.JoinTokenFile, []byte(joinToken+"\n"), 0o600))
 	require.NoError(t, connect(t, s, cfg).stop())
 	require.NoError(t, os.Remove(cfg.JoinTokenFile))
@@ -125,6 +130,11 @@ func TestWithoutATokenTheFirstStartSaysWhereToGetOne(t *testing.T) {
 	cfg := config(t, s)
 	cfg.JoinToken = secretbox.Secret{}
 	require.ErrorContains(t, start(t, cfg).wait(), "certctl agents join-token")
+	cfg.JoinToken = secretbox.NewSecret("," + joinToken)
+	require.ErrorContains(t, start(t, cfg).wait(), "--join-token: item 1 of 2 is empty")
+	cfg.JoinTokenFile = t.TempDir()
+	require.ErrorContains(t, start(t, cfg).wait(), "is no regular file")
+	require.Zero(t, s.called("Enroll"))
 }
 
 func TestAServerThatIsNotTrustedGetsNoToken(t *testing.T) {

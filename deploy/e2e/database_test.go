@@ -96,7 +96,7 @@ func TestAServerThatFindsNoPostgresSaysSoAndWaitsForIt(t *testing.T) {
 		env: environment("CERTCTL_DATABASE_URL="+db.TCPURL("postgres", "a password"), "CERTCTL_DATA_DIR="+dir, "CERTCTL_LISTEN_ADDR="+address)}
 	in := &installation{dir: dir, url: "https://" + address, processes: map[string]*process{}, server: []string{"certctl"}, caFile: dir + "/ca.crt"}
 	in.add(t, p)
-	const waits, why = "waiting for Postgres", "start Postgres, or mend host and port in CERTCTL_DATABASE_URL"
+	const waits, why = "waiting for the database", "start Postgres, or mend host and port in CERTCTL_DATABASE_URL"
 	in.wait(t, "word of the wait", func() bool { return strings.Contains(p.output(), waits) })
 	says(t, p.output(), `"at_most": 60,`, "nothing listens on 127.0.0.1:", why)
 

@@ -27,7 +27,7 @@ var update = flag.Bool("update", false, "write the golden renderings anew")
 
 // everything switches on what can be on at once.
 func everything() rendering {
-	return basic("backup.enabled=true", "global.metrics.enabled=true", "monitoring.serviceMonitor.enabled=true", "monitoring.prometheusRule.enabled=true",
+	return basic("backup.enabled=true", "global.metrics.enabled=true", "global.networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.name=monitoring", "monitoring.serviceMonitor.enabled=true", "monitoring.prometheusRule.enabled=true",
 		"monitoring.dashboard.enabled=true", "server.ingress.enabled=true", "server.ingress.host=certctl.example.com", "server.replicas=2", "inventory.autoscaling.enabled=true",
 		"global.secrets.internalSecret=internal-secret-of-services", "global.secrets.roleSecret=secret-of-roles", "global.secrets.encryptionKey=key-of-encryption",
 		"global.secrets.joinToken=token-of-agents")
@@ -50,6 +50,7 @@ func matrix() map[string]rendering {
 		"authNone":    {set: []string{"server.auth.type=none", "postgresql.auth.existingSecret=own", "server.allowFrom[0].podSelector.matchLabels.app=oauth2-proxy"}},
 		"agentsAlone": {set: []string{"tags.control-plane=false", "postgresql.enabled=false", "agent.serverUrl=https://certctl.example.com:8443", "agent.serverCA=PEM",
 			"global.secrets.joinToken=token-of-agents", "agent.hostPaths[0].name=nginx", "agent.hostPaths[0].path=/etc/nginx/certs", "agent.labels.site=a"}},
+		"migrateJob": basic("migrate.mode=job", "global.fixedIds=false"),
 		"noPolicies": basic("global.networkPolicy.enabled=false", "agent.enabled=false"),
 	}
 }
@@ -79,7 +80,7 @@ func TestEveryRenderingIsWhatKubernetesTakes(t *testing.T) {
 					}
 				}
 				jobs := seen["Job rel-migrate-install"]
-				require.Equal(t, !upgrade && name != "agentsAlone", jobs, "the first migration is no hook, and only the first")
+				require.Equal(t, !upgrade && name != "agentsAlone" && name != "migrateJob", jobs, "the first migration is no hook, and only the first")
 			})
 		}
 	}
@@ -128,32 +129,40 @@ func TestWhatIsMissingOrContradictsItselfIsToldInOneSentence(t *testing.T) {
 		rendering rendering
 		want      []string
 	}{
-		"no API key":            {rendering{set: []string{"postgresql.auth.password=p"}}, []string{"server.auth.apiKey is not set", "openssl rand"}},
-		"no password":           {rendering{set: []string{"server.auth.apiKey=k"}}, []string{"postgresql.auth.password is not set", "openssl rand"}},
-		"jwt":                   {basic("server.auth.type=jwt"), []string{"server.auth.type=jwt", "authenticating proxy", "server.auth.type=none"}},
-		"oidc":                  {basic("server.auth.type=oidc"), []string{"server.auth.type=oidc", "authenticating proxy"}},
-		"two sources of keys":   {basic("server.auth.existingSecret=s"), []string{"server.auth.apiKey and server.auth.existingSecret"}},
-		"two passwords":         {basic("postgresql.auth.existingSecret=s"), []string{"postgresql.auth.password and postgresql.auth.existingSecret"}},
-		"none with a key":       {basic("server.auth.type=none"), []string{"server.auth.type=none with server.auth.apiKey"}},
-		"none open to all":      {rendering{set: []string{"server.auth.type=none", "postgresql.auth.password=p", "global.networkPolicy.enabled=false"}}, []string{"everybody", "server.allowFrom"}},
-		"quotas":                {basic("audit.database.quota=9"), []string{"add up to 51", "global.database.maxConns is 50"}},
-		"too many replicas":     {basic("audit.replicas=4"), []string{"audit: 8 connections", "4 replicas", "audit.database.quota to 10"}},
-		"too much scaling":      {basic("audit.autoscaling.enabled=true", "audit.autoscaling.maxReplicas=9"), []string{"9 replicas"}},
-		"nothing to scale by":   {basic("audit.autoscaling.enabled=true", "audit.autoscaling.targetCPUUtilizationPercentage=0"), []string{"audit.autoscaling", "targetQueueAgeSeconds"}},
-		"min over max":          {basic("audit.autoscaling.enabled=true", "audit.autoscaling.minReplicas=3", "audit.autoscaling.maxReplicas=2"), []string{"minReplicas (3)", "maxReplicas (2)"}},
+		"no API key":                       {rendering{set: []string{"postgresql.auth.password=p"}}, []string{"server.auth.apiKey is not set", "openssl rand"}},
+		"no password":                      {rendering{set: []string{"server.auth.apiKey=k"}}, []string{"postgresql.auth.password is not set", "openssl rand"}},
+		"jwt":                              {basic("server.auth.type=jwt"), []string{"server.auth.type=jwt", "authenticating proxy", "server.auth.type=none"}},
+		"oidc":                             {basic("server.auth.type=oidc"), []string{"server.auth.type=oidc", "authenticating proxy"}},
+		"two sources of keys":              {basic("server.auth.existingSecret=s"), []string{"server.auth.apiKey and server.auth.existingSecret"}},
+		"two passwords":                    {basic("postgresql.auth.existingSecret=s"), []string{"postgresql.auth.password and postgresql.auth.existingSecret"}},
+		"none with a key":                  {basic("server.auth.type=none"), []string{"server.auth.type=none with server.auth.apiKey"}},
+		"none open to all":                 {rendering{set: []string{"server.auth.type=none", "postgresql.auth.password=p", "global.networkPolicy.enabled=false"}}, []string{"everybody", "server.allowFrom"}},
+		"quotas":                           {basic("audit.database.quota=9"), []string{"add up to 51", "global.database.maxConns is 50"}},
+		"too many replicas":                {basic("audit.replicas=4"), []string{"audit: 8 connections", "4 replicas", "audit.database.quota to 10"}},
+		"too much scaling":                 {basic("audit.autoscaling.enabled=true", "audit.autoscaling.maxReplicas=9"), []string{"9 replicas"}},
+		"nothing to scale by":              {basic("audit.autoscaling.enabled=true", "audit.autoscaling.targetCPUUtilizationPercentage=0"), []string{"audit.autoscaling", "targetQueueAgeSeconds"}},
+		"min over max":                     {basic("audit.autoscaling.enabled=true", "audit.autoscaling.minReplicas=3", "audit.autoscaling.maxReplicas=2"), []string{"minReplicas (3)", "maxReplicas (2)"}},
 		"shared roles of our own Postgres": {basic("global.database.roles=shared"), []string{"global.database.roles=shared", "separate"}},
-		"shared and bundled":    {basic("global.database.roles=shared"), []string{"global.database.roles=shared", "separate"}},
-		"no database":           {rendering{set: noDB}, []string{"set server.databaseUrl=postgres://"}},
-		"two databases":         {basic("server.databaseUrl=postgres://u:p@h/d"), []string{"postgresql.enabled=false"}},
-		"another database kind": {rendering{set: append(slices.Clone(noDB), "server.databaseUrl=mysql://u@h/d")}, []string{"no Postgres URL"}},
-		"two URLs":              {rendering{set: append(slices.Clone(noDB), "server.databaseUrl=postgres://a@h/d", "global.database.url=postgres://b@h/d")}, []string{"global.database.url and server.databaseUrl differ"}},
-		"URL and Secret":        {rendering{set: append(slices.Clone(noDB), "server.databaseUrl=postgres://a@h/d", "global.database.existingSecret=s")}, []string{"global.database.existingSecret and a database URL"}},
-		"agents without trust":  {basic("server.tls.existingSecret=own"), []string{"global.tls.existingSecret=own"}},
-		"two certificates":      {basic("global.tls.existingSecret=own", "server.tls.certManager.enabled=true", "server.tls.certManager.issuerRef.name=i"), []string{"certManager", "existing TLS Secret"}},
-		"no issuer":             {basic("server.tls.certManager.enabled=true"), []string{"server.tls.certManager.issuerRef.name"}},
-		"no host":               {basic("server.ingress.enabled=true"), []string{"server.ingress.host"}},
-		"rules without metrics": {basic("monitoring.prometheusRule.enabled=true"), []string{"global.metrics.enabled=true"}},
-		"no time to drain":      {basic("server.preStopSeconds=40"), []string{"server.terminationGracePeriodSeconds (45)"}},
+		"shared and bundled":               {basic("global.database.roles=shared"), []string{"global.database.roles=shared", "separate"}},
+		"no database":                      {rendering{set: noDB}, []string{"set server.databaseUrl=postgres://"}},
+		"two databases":                    {basic("server.databaseUrl=postgres://u:p@h/d"), []string{"postgresql.enabled=false"}},
+		"another database kind":            {rendering{set: append(slices.Clone(noDB), "server.databaseUrl=mysql://u@h/d")}, []string{"no Postgres URL"}},
+		"two URLs":                         {rendering{set: append(slices.Clone(noDB), "server.databaseUrl=postgres://a@h/d", "global.database.url=postgres://b@h/d")}, []string{"global.database.url and server.databaseUrl differ"}},
+		"URL and Secret":                   {rendering{set: append(slices.Clone(noDB), "server.databaseUrl=postgres://a@h/d", "global.database.existingSecret=s")}, []string{"global.database.existingSecret and a database URL"}},
+		"agents without trust":             {basic("server.tls.existingSecret=own"), []string{"global.tls.existingSecret=own"}},
+		"two certificates":                 {basic("global.tls.existingSecret=own", "server.tls.certManager.enabled=true", "server.tls.certManager.issuerRef.name=i"), []string{"certManager", "existing TLS Secret"}},
+		"no issuer":                        {basic("server.tls.certManager.enabled=true"), []string{"server.tls.certManager.issuerRef.name"}},
+		"no host":                          {basic("server.ingress.enabled=true"), []string{"server.ingress.host"}},
+		"rules without metrics":            {basic("monitoring.prometheusRule.enabled=true"), []string{"global.metrics.enabled=true"}},
+		"no time to drain":                 {basic("inventory.preStopSeconds=40"), []string{"inventory.terminationGracePeriodSeconds (45)"}},
+		"none past the proxy":              {rendering{set: []string{"server.auth.type=none", "postgresql.auth.password=p", "server.service.type=LoadBalancer"}}, []string{"past the proxy"}},
+		"a gateway's queue":                {basic("server.autoscaling.enabled=true", "server.autoscaling.targetQueueAgeSeconds=9"), []string{"server.autoscaling.targetQueueAgeSeconds"}},
+		"a queue unseen":                   {basic("audit.autoscaling.enabled=true", "audit.autoscaling.targetQueueAgeSeconds=9"), []string{"global.metrics.enabled=true"}},
+		"metrics for nobody":               {basic("global.metrics.enabled=true"), []string{"global.networkPolicy.metricsFrom"}},
+		"a label of ours":                  {basic(`global.commonLabels.app\.kubernetes\.io/name=x`), []string{"global.commonLabels.app.kubernetes.io/name"}},
+		"agents with Postgres":             {basic("tags.control-plane=false", "agent.serverUrl=https://x"), []string{"postgresql.enabled=false"}},
+		"another database": {rendering{upgrade: true, cluster: &cluster{secrets: []*corev1.Secret{secret("rel-database", map[string]string{"url": "postgres://u@rel-postgres:5432/d"})}},
+			set: append(slices.Clone(noDB), "global.database.url=postgres://u@new/d")}, []string{"an upgrade moves no data"}},
 		"agents without server": {rendering{set: []string{"tags.control-plane=false", "postgresql.enabled=false"}}, []string{"agent.serverUrl"}},
 		"agents without token":  {rendering{set: []string{"tags.control-plane=false", "postgresql.enabled=false", "agent.serverUrl=https://x"}}, []string{"join token"}},
 		"agents without CA":     {rendering{set: []string{"tags.control-plane=false", "postgresql.enabled=false", "agent.serverUrl=https://x", "global.secrets.joinToken=t"}}, []string{"agent.serverCA"}},
@@ -186,17 +195,26 @@ func TestEveryKeyOfTheValuesMatters(t *testing.T) {
 	for i, b := range bases {
 		plain[i] = stable(t, b)
 	}
-	for _, v := range chartdoc.Leaves(values) {
-		t.Run(v.Name(), func(t *testing.T) {
+	matters := func(key, set string) {
+		t.Run(key, func(t *testing.T) {
 			t.Parallel()
 			for i, b := range bases {
-				b.set = append(slices.Clone(b.set), change(t, v))
-				if stable(t, b) != plain[i] {
+				b.set = append(slices.Clone(b.set), set)
+				changed := stable(t, b)
+				require.NotContains(t, changed, "don't meet the specifications", "this test has to think of another value")
+				if changed != plain[i] {
 					return
 				}
 			}
-			require.Fail(t, "nothing reads "+v.Name())
+			require.Fail(t, "nothing reads "+key)
 		})
+	}
+	for _, v := range chartdoc.Leaves(values) {
+		matters(v.Name(), change(t, v))
+		// A service overrides the defaults of all: inventory, which has autoscaling on, stands for the others.
+		if strings.HasPrefix(v.Name(), "global.service.") {
+			matters(strings.Replace(v.Name(), "global.service", "inventory", 1), strings.ReplaceAll(change(t, v), "global.service.", "inventory."))
+		}
 	}
 }
 
@@ -220,6 +238,8 @@ func change(t *testing.T, v *chartdoc.Value) string {
 			return key + "[0].name=x," + key + "[0].path=/x"
 		case items["type"] == "object":
 			return key + "[0].name=x"
+		case key == "agent.allowCommands":
+			return key + "[0]=/x"
 		default:
 			return key + "[0]=/x"
 		}
@@ -233,6 +253,8 @@ func change(t *testing.T, v *chartdoc.Value) string {
 		return key + "=postgres://changed@h/d"
 	case key == "agent.dataDir":
 		return key + "=/changed"
+	case key == "global.service.autoscaling.targetQueueAgeSeconds":
+		return key + "=9"
 	default:
 		return key + "=changed"
 	}

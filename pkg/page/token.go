@@ -25,8 +25,6 @@ const (
 	scopeSize = 16
 	macSize   = 16
 	headSize  = 1 + scopeSize
-	// minSecret is the least length of the secret that tokens are authenticated with.
-	minSecret = 16
 	// maxToken bounds what is decoded at all.
 	maxToken = 16 << 10
 )
@@ -43,12 +41,12 @@ type Scope struct {
 // Codec makes and reads page tokens. All replicas of a service must know each other's secrets.
 type Codec struct{ keys [][]byte }
 
-// NewCodec derives the keys of the tokens from a secret of at least 16 bytes, or a list of them: tokens are made with the
-// first and read with any.
+// NewCodec derives the keys of the tokens from the internal secret, which may be a list: tokens are made with the first and
+// read with any.
 func NewCodec(secret secretbox.Secret) (*Codec, error) {
-	secrets, err := secret.List(minSecret)
+	secrets, err := secret.InternalList()
 	if err != nil {
-		return nil, fmt.Errorf("page token secret: %w", err)
+		return nil, fmt.Errorf("make page tokens: %w", err)
 	}
 	c := &Codec{}
 	for _, s := range secrets {

@@ -23,9 +23,6 @@ import (
 	"github.com/certctl/certctl/pkg/secretbox"
 )
 
-// minSecret is the least length of the internal secret, bytes.
-const minSecret = 16
-
 // The CA must come out the same in every process, so its dates are fixed.
 var (
 	notBefore = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -37,7 +34,7 @@ func Name(service string) string { return service + ".certctl.internal" }
 
 // Server is the TLS of a service's listener.
 func Server(secret secretbox.Secret, service string) (*tls.Config, error) {
-	secrets, err := list(secret)
+	secrets, err := secret.InternalList()
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +63,7 @@ func Server(secret secretbox.Secret, service string) (*tls.Config, error) {
 
 // Client is the TLS of a connection to a service.
 func Client(secret secretbox.Secret, service string) (*tls.Config, error) {
-	secrets, err := list(secret)
+	secrets, err := secret.InternalList()
 	if err != nil {
 		return nil, err
 	}
@@ -79,14 +76,6 @@ func Client(secret secretbox.Secret, service string) (*tls.Config, error) {
 		roots.AddCert(ca)
 	}
 	return &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: Name(service)}, nil
-}
-
-func list(secret secretbox.Secret) ([]secretbox.Secret, error) {
-	secrets, err := secret.List(minSecret)
-	if err != nil {
-		return nil, fmt.Errorf("internal secret: %w", err)
-	}
-	return secrets, nil
 }
 
 // authority derives the CA. Ed25519 signatures are deterministic (RFC 8032), so the certificate is too.

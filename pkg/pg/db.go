@@ -166,6 +166,10 @@ func newPool(ctx context.Context, cc *pgx.ConnConfig, known *passwords, size int
 		known.put(cc)
 		return nil
 	}
+	pc.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
+		known.took(conn.Config())
+		return nil
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, pc)
 	if err != nil {
 		return nil, fmt.Errorf("make connection pool: %w", err)
@@ -197,7 +201,7 @@ func untilUp(ctx context.Context, wait time.Duration, log *zap.Logger, mends fun
 			return Diagnose(err)
 		}
 		if said.IsZero() || time.Since(said) >= waitLogEvery {
-			log.Warn("waiting for Postgres", zap.Duration("waited", time.Since(began).Round(time.Second)), zap.Error(Diagnose(err)))
+			log.Warn("waiting for the database", zap.Duration("waited", time.Since(began).Round(time.Second)), zap.Error(Diagnose(err)))
 			said = time.Now()
 		}
 		if sleepErr := sleep(ctx, min(pause.NextBackOff(), wait-time.Since(began))); sleepErr != nil {

@@ -96,7 +96,7 @@ func TestTheConnectionBeyondTheQuotaIsRefusedAndExplained(t *testing.T) {
 	for service := range quotas {
 		_, err := pg.Open(t.Context(), pg.Config{BaseURL: server.base("postgres"), Service: service, MaxConns: 1})
 		requireState(t, err, "53300")
-		requireAdvice(t, err, "53300", "certctl_"+service, "CERTCTL_DATABASE_POOL_QUOTAS", "CERTCTL_SERVICE_REPLICAS", "certctl migrate")
+		requireAdvice(t, err, "53300", "certctl_"+service, "CERTCTL_DATABASE_POOL_QUOTAS", "certctl migrate")
 		require.True(t, pg.Transient(err))
 	}
 }

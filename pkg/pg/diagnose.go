@@ -142,6 +142,16 @@ func adviseState(code string, who login) string {
 	}
 }
 
+// adviseUnreadable explains a schema that its service may not read. It is apart from what Diagnose knows by the state alone:
+// the same refusal of `certctl migrate` itself has another way out.
+func adviseUnreadable(err error, schema string) error {
+	if !hasCode(err, codeInsufficientRights) {
+		return err
+	}
+	return &Problem{Advice: fmt.Sprintf("the role may not read the schema %q (SQLSTATE 42501): run `certctl migrate`, which gives it its rights "+
+		"(in Kubernetes the job …-migrate does)", schema), Cause: err}
+}
+
 func adviseNetwork(err error, who login) string {
 	_, dialing := errors.AsType[*pgconn.ConnectError](err)
 	switch {

@@ -22,6 +22,7 @@ import (
 type Pool struct {
 	pool      atomic.Pointer[pgxpool.Pool]
 	passwords *passwords
+	answered  atomic.Int64 // when the database last did, Unix nanoseconds
 }
 
 // NewPool takes a pool whose connections have one password.
@@ -105,6 +106,7 @@ func (p *Pool) each(ctx context.Context, do func(*pgxpool.Pool) error) error {
 		err := p.passwords.each(func() error { return do(pool) })
 		switch {
 		case err == nil:
+			p.answered.Store(time.Now().UnixNano())
 			return nil
 		case errors.Is(err, puddle.ErrClosedPool) && p.pool.Load() != pool:
 			continue // it was resized meanwhile
@@ -138,11 +140,25 @@ func (r row) Scan(dest ...any) error { return r(dest...) }
 type passwords struct {
 	all     []secretbox.Secret
 	current atomic.Int32
+	worked  atomic.Int32 // the last that Postgres took
 	log     *zap.Logger
 }
 
 // put gives a new connection its password.
 func (p *passwords) put(cc *pgx.ConnConfig) { cc.Password = p.all[p.current.Load()].Reveal() }
+
+// took notes what a new connection was made with, and tells when that is another password than before. While Postgres takes none
+// of them, who waits says so.
+func (p *passwords) took(cc *pgx.ConnConfig) {
+	if i := p.index(cc.Password); i >= 0 && p.worked.Swap(i) != i {
+		p.log.Info("Postgres takes another password of the role than before, of CERTCTL_DATABASE_ROLE_SECRET or the base URL's",
+			zap.String("role", cc.User), zap.Int32("item", i+1))
+	}
+}
+
+func (p *passwords) index(password string) int32 {
+	return int32(slices.IndexFunc(p.all, func(s secretbox.Secret) bool { return s.Reveal() == password })) // of a short list
+}
 
 // each does what needs a connection, again with the next password when Postgres refuses one. Twice around is enough, also
 // when the password changes meanwhile.
@@ -162,13 +178,10 @@ func (p *passwords) next(err error) bool {
 	if !ok || !hasCode(err, codeInvalidPassword) || len(p.all) < 2 {
 		return false
 	}
-	i := slices.IndexFunc(p.all, func(s secretbox.Secret) bool { return s.Reveal() == refused.Config.Password })
+	i := p.index(refused.Config.Password)
 	if i < 0 {
 		return false
 	}
-	if p.current.CompareAndSwap(int32(i), int32((i+1)%len(p.all))) {
-		p.log.Info("Postgres refuses a password of the role; the next of CERTCTL_DATABASE_ROLE_SECRET, or the base URL's, is tried",
-			zap.String("role", refused.Config.User), zap.Int("item", i+1))
-	}
+	p.current.CompareAndSwap(i, (i+1)%int32(len(p.all)))
 	return true
 }

@@ -8,9 +8,12 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/certctl/certctl/pkg/pg"
+	"github.com/certctl/certctl/pkg/run"
 	"github.com/certctl/certctl/pkg/secretbox"
 )
 
@@ -182,6 +185,45 @@ func TestWhenNoPasswordIsRightTheRefusalIsExplained(t *testing.T) {
 	})
 	requireState(t, err, "28P01")
 	requireAdvice(t, err, "certctl_inventory", "CERTCTL_DATABASE_ROLE_SECRET", "certctl migrate")
+}
+
+// TestTheLogTellsWhichPasswordIsTaken has all be refused for a while, then the second of two be the right one.
+func TestTheLogTellsWhichPasswordIsTaken(t *testing.T) {
+	t.Parallel()
+	server := newTCPServer(t, "")
+	server.migrate(t, "a secret that nobody else knows")
+	core, logs := observer.New(zap.InfoLevel)
+	schema := inventory()
+	ended := run.Go(func() error {
+		db, err := pg.Open(t.Context(), pg.Config{
+			BaseURL: server.base("postgres"), RoleSecret: secretbox.NewSecret(oldRoleSecret + "," + newRoleSecret), Service: "inventory", MaxConns: 2,
+			Schema: &schema, Log: zap.New(core),
+		})
+		if err == nil {
+			db.Close()
+		}
+		return err
+	})
+	require.Eventually(t, func() bool { return logs.Len() > 0 }, 30*time.Second, time.Millisecond)
+	server.migrate(t, newRoleSecret)
+	require.NoError(t, <-ended)
+	var said []string
+	for _, e := range logs.All() {
+		said = append(said, e.Message)
+	}
+	require.Equal(t, []string{
+		"waiting for the database",
+		"Postgres takes another password of the role than before, of CERTCTL_DATABASE_ROLE_SECRET or the base URL's",
+	}, said)
+	require.EqualValues(t, 2, logs.All()[1].ContextMap()["item"])
+}
+
+func TestARoleSecretWithAnItemTwiceIsReadOn(t *testing.T) {
+	t.Parallel()
+	server := newTCPServer(t, "")
+	server.migrate(t, newRoleSecret)
+	db := server.open(t, oldRoleSecret+","+oldRoleSecret+","+newRoleSecret)
+	require.NoError(t, db.Pool.Ping(t.Context()))
 }
 
 func TestARoleSecretWithAnEmptyItemIsRefused(t *testing.T) {

@@ -24,7 +24,7 @@ func schemaReady(ctx context.Context, pool *Pool, s Schema) error {
 	var got int64
 	table := ident(s.Name, versionTable)
 	if err := pool.QueryRow(ctx, "SELECT coalesce(max(version_id), 0) FROM "+table+" WHERE is_applied").Scan(&got); err != nil {
-		return fmt.Errorf("read version of schema %s: %w", s.Name, err)
+		return fmt.Errorf("read version of schema %s: %w", s.Name, adviseUnreadable(err, s.Name))
 	}
 	if got < want {
 		return &Problem{

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/certctl/certctl/pkg/pg"
 	"github.com/certctl/certctl/pkg/run"
@@ -81,4 +83,27 @@ func TestAWaitForTheSchemaEndsWithTheContextAndSaysWhatItWaitedFor(t *testing.T)
 	_, err := pg.Open(ctx, pg.Config{BaseURL: s.base("postgres"), Service: schema.Name, MaxConns: 2, Schema: &schema})
 	require.ErrorContains(t, err, "28P01")
 	require.ErrorContains(t, err, "certctl migrate")
+}
+
+func TestAWaitForTheRightsToTheSchemaSaysWhoGivesThem(t *testing.T) {
+	t.Parallel()
+	s := newTCPServer(t, "")
+	schema := inventory()
+	migrate := func() error {
+		return pg.Migrate(t.Context(), pg.MigrateConfig{BaseURL: s.base("postgres"), Schemas: []pg.Schema{schema}})
+	}
+	require.NoError(t, migrate())
+	s.exec(t, "REVOKE USAGE ON SCHEMA inventory FROM certctl_inventory")
+	core, logs := observer.New(zap.WarnLevel)
+	ended := run.Go(func() error {
+		db, err := pg.Open(t.Context(), pg.Config{BaseURL: s.base("postgres"), Service: schema.Name, MaxConns: 2, Schema: &schema, Log: zap.New(core)})
+		if err == nil {
+			db.Close()
+		}
+		return err
+	})
+	require.Eventually(t, func() bool { return logs.Len() > 0 }, 30*time.Second, time.Millisecond)
+	require.Contains(t, logs.All()[0].ContextMap()["error"], "42501): run `certctl migrate`")
+	require.NoError(t, migrate())
+	require.NoError(t, <-ended)
 }

@@ -3,6 +3,7 @@ package pg
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"time"
 
@@ -28,20 +29,16 @@ func (db *DB) followShare(ctx context.Context, cfg Config, instance string) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	size := db.shareOnce(ctx, cfg, instance, Share(cfg.Quota, 1))
 	done := run.Go(func() error {
-		ticker := time.NewTicker(shareEvery)
-		defer ticker.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-ticker.C:
-				size = db.shareOnce(ctx, cfg, instance, size)
-			}
+		for sleep(ctx, shareEvery) == nil {
+			size = db.shareOnce(ctx, cfg, instance, size)
 		}
+		return nil
 	})
 	db.stopShare = func() {
 		cancel()
-		<-done
+		if err := <-done; err != nil { // it panicked
+			db.log.Error("following the share of the connections failed", zap.Error(err))
+		}
 	}
 }
 
@@ -49,11 +46,11 @@ func (db *DB) followShare(ctx context.Context, cfg Config, instance string) {
 func (db *DB) shareOnce(ctx context.Context, cfg Config, instance string, size int) int {
 	ctx, cancel := context.WithTimeout(ctx, shareEvery)
 	defer cancel()
-	processes, err := db.countProcesses(ctx, cfg.Service, instance)
+	processes, quota, err := db.countProcesses(ctx, cfg, instance)
 	if err != nil {
 		return size // Postgres is away; what needs it says so
 	}
-	share := Share(cfg.Quota, processes)
+	share := Share(quota, processes)
 	if share == size {
 		return size
 	}
@@ -65,17 +62,36 @@ func (db *DB) shareOnce(ctx context.Context, cfg Config, instance string, size i
 		db.log.Warn("the connection pool could not be resized", zap.Error(err))
 		return size
 	}
-	db.log.Info("share of the connections changed", zap.Int("processes", processes), zap.Int("connections", share), zap.Int("quota", cfg.Quota))
+	db.log.Info("share of the connections changed", zap.Int("processes", processes), zap.Int("connections", share), zap.Int("quota", quota))
 	return share
 }
 
-// countProcesses counts the processes of a service, this one included. A role sees the sessions of its own in pg_stat_activity.
-func (db *DB) countProcesses(ctx context.Context, service, instance string) (n int, err error) {
-	err = db.Pool.QueryRow(ctx, `SELECT count(DISTINCT application_name) FROM pg_stat_activity
+// countProcesses counts the processes of a service, this one included, and answers their quota: what Postgres allows the role, as the
+// last migration has set it, else the setting (a login that all services share has no limit). A role sees the sessions of its own
+// in pg_stat_activity.
+func (db *DB) countProcesses(ctx context.Context, cfg Config, instance string) (n, quota int, err error) {
+	err = db.Pool.QueryRow(ctx, `SELECT count(DISTINCT application_name), (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user)
+		FROM pg_stat_activity
 		WHERE usename = current_user AND datname = current_database() AND application_name LIKE $1 AND application_name <> $2`,
-		"certctl/"+service+"/%", instance).Scan(&n)
+		"certctl/"+cfg.Service+"/%", instance).Scan(&n, &quota)
 	if err != nil {
-		return 0, fmt.Errorf("count processes of %s: %w", service, err)
+		return 0, 0, fmt.Errorf("count processes of %s: %w", cfg.Service, err)
 	}
-	return n + 1, nil
+	if quota <= 0 || cfg.SharedRoles {
+		quota = cfg.Quota
+	}
+	return n + 1, quota, nil
+}
+
+// answeredWithin is how long an answer of the database to anybody stands for its health.
+const answeredWithin = 5 * time.Second
+
+// Healthy asks whether the database answers, for readiness. With a small share a ping may wait long under load for a connection that others
+// have: when they are answered, that is no outage, and a process must not take itself out of the work because there is much of it.
+func (db *DB) Healthy(ctx context.Context) error {
+	err := db.Pool.Ping(ctx)
+	if errors.Is(err, context.DeadlineExceeded) && time.Since(time.Unix(0, db.Pool.answered.Load())) < answeredWithin {
+		return nil
+	}
+	return err
 }

@@ -24,7 +24,8 @@ func TestProcessesShareTheQuotaWhileTheyComeAndGo(t *testing.T) {
 	var load errgroup.Group
 	var statements atomic.Int64
 	start := func() *pg.DB {
-		db, err := pg.Open(ctx, pg.Config{BaseURL: s.base("postgres"), Service: schema.Name, Quota: quota, Schema: &schema})
+		// The setting is another: what Postgres allows the role counts.
+		db, err := pg.Open(ctx, pg.Config{BaseURL: s.base("postgres"), Service: schema.Name, Quota: 3 * quota, Schema: &schema})
 		require.NoError(t, err)
 		for range quota { // more than there are connections
 			load.Go(func() error {
@@ -58,6 +59,11 @@ func TestProcessesShareTheQuotaWhileTheyComeAndGo(t *testing.T) {
 	share(6, one)
 	two, three := start(), start()
 	share(3, one, two, three)
+	for _, db := range []*pg.DB{one, two, three} {
+		limited, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		require.NoError(t, db.Healthy(limited), "it is busy, and well")
+		cancel()
+	}
 	stop()
 	require.NoError(t, load.Wait(), "a statement failed for want of a connection")
 	two.Close()

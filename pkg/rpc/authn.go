@@ -23,9 +23,6 @@ type Authenticator interface {
 	Authenticate(ctx context.Context, fullMethod string, md metadata.MD) (rpcctx.Caller, error)
 }
 
-// MinSecretSize is the least length of the internal secret, in bytes.
-const MinSecretSize = 16
-
 const (
 	tokenPrefix  = "certctl-peer." //nolint:gosec // what every token begins with, no token
 	bearerPrefix = "Bearer "
@@ -43,21 +40,12 @@ func peerMAC(secret secretbox.Secret, service string) []byte {
 	return mac.Sum(nil)
 }
 
-// secrets reads the list that the internal secret may be, and refuses one that can be guessed.
-func secrets(internal secretbox.Secret) ([]secretbox.Secret, error) {
-	list, err := internal.List(MinSecretSize)
-	if err != nil {
-		return nil, fmt.Errorf("internal secret: %w", err)
-	}
-	return list, nil
-}
-
 // PeerAuthenticator knows the services of the installation by their tokens.
 type PeerAuthenticator struct{ secrets []secretbox.Secret }
 
 // NewPeerAuthenticator makes the authenticator of a service behind the gateway. It believes tokens of each secret of a list.
 func NewPeerAuthenticator(secret secretbox.Secret) (*PeerAuthenticator, error) {
-	list, err := secrets(secret)
+	list, err := secret.InternalList()
 	if err != nil {
 		return nil, err
 	}

@@ -80,9 +80,12 @@ func (c *ClientConfig) complete() error {
 	if c.Service == "" {
 		return nil
 	}
-	c.Credentials = peerCredentials{token: PeerToken(c.InternalSecret, c.Service), secure: c.Dialer == nil}
-	_, err := secrets(c.InternalSecret)
-	return err
+	secrets, err := c.InternalSecret.InternalList()
+	if err != nil {
+		return err
+	}
+	c.Credentials = peerCredentials{token: PeerToken(secrets[0], c.Service), secure: c.Dialer == nil}
+	return nil
 }
 
 // peerName gives the host of a target, without scheme and port.

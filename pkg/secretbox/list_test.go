@@ -20,8 +20,10 @@ func TestASecretMayBeAListWhoseFirstItemIsUsed(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string][]string{
 		"only":                {"only"},
+		" only\n":             {" only\n"}, // as before there were lists
 		"new1,old1":           {"new1", "old1"},
 		" new1 , old1 ,x y\n": {"new1", "old1", "x y"},
+		"new1,new1, old1":     {"new1", "old1"},
 	} {
 		s := secretbox.NewSecret(text)
 		list, err := s.List(3)
@@ -47,7 +49,7 @@ func TestAnItemThatCannotBeIsToldByItsPlaceAndNotShown(t *testing.T) {
 		"0123456789abcdef, ,hunter": "item 2 of 3 is empty",
 		"0123456789abcdef,":         "item 2 of 2 is empty",
 		",0123456789abcdef":         "item 1 of 2 is empty",
-		"                       ":   "it has 0 bytes",
+		"0123456789abcdef,\n":       "item 2 of 2 is empty",
 	} {
 		_, err := secretbox.NewSecret(text).List(16)
 		require.ErrorContains(t, err, want, text)

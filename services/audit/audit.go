@@ -3,6 +3,7 @@ package audit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -59,7 +60,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	st := store.New(deps.DB, sealer)
+	st := store.New(deps.DB, sealer, deps.Log)
 	events, err := api.NewEvents(st, pages)
 	if err != nil {
 		return nil, err
@@ -72,9 +73,9 @@ func New(cfg Config, deps Deps) (*Service, error) {
 }
 
 func newSealer(internal secretbox.Secret) (core.Sealer, error) {
-	secrets, err := internal.List(rpc.MinSecretSize)
+	secrets, err := internal.InternalList()
 	if err != nil {
-		return core.Sealer{}, fmt.Errorf("internal secret: %w", err)
+		return core.Sealer{}, err
 	}
 	keys := make([][]byte, 0, len(secrets))
 	for _, s := range secrets {
@@ -85,7 +86,7 @@ func newSealer(internal secretbox.Secret) (core.Sealer, error) {
 
 func newLoops(cfg Config, deps Deps, st *store.Store, secrets int) (*tick.Group, error) {
 	broken := prometheus.NewGauge(prometheus.GaugeOpts{Name: "certctl_audit_chain_broken",
-		Help: "1 when the last verification found the chain of audit events broken."})
+		Help: "1 when the last verification found the chain of audit events broken or not verifiable."})
 	if deps.Metrics != nil {
 		if err := deps.Metrics.Register(broken); err != nil {
 			return nil, fmt.Errorf("register metric: %w", err)
@@ -98,13 +99,21 @@ func newLoops(cfg Config, deps Deps, st *store.Store, secrets int) (*tick.Group,
 	v := &verification{store: st, broken: broken, log: deps.Log, secrets: secrets}
 	return group, group.Register(tick.Loop{
 		Name:        "chain verification",
-		Description: "verifies what came since the last checkpoint and anchors it",
+		Description: "verifies what came since the last checkpoint and anchors it, and a part of what is older",
 		Interval:    cfg.ChainVerifyInterval,
+		Budget:      verifyBudget,
 		Run:         v.run,
 	})
 }
 
-// verification is the loop that looks whether the chain is whole.
+const (
+	// oldPart is how many events before the last checkpoint are verified in a run, in turn; a few seconds of work.
+	oldPart = 250_000
+	// verifyBudget bounds a run, which on the first start has the whole chain to walk.
+	verifyBudget = 10 * time.Minute
+)
+
+// verification is the loop that looks whether the chain is whole. It does not run twice at a time.
 type verification struct {
 	store  *store.Store
 	broken prometheus.Gauge
@@ -112,45 +121,69 @@ type verification struct {
 	// secrets are how many internal secrets there are; said is set when operators were told that one is enough.
 	secrets int
 	said    bool
+	// old is where the next part of what is older begins. A new round begins at 1.
+	old int64
 }
 
+// run verifies also when it could not seal, which is another matter.
 func (v *verification) run(ctx context.Context) (tick.Result, error) {
-	sealed, err := v.store.SealAnew(ctx)
-	if err != nil {
-		return tick.Result{}, err
-	}
+	sealed, sealErr := v.store.SealAnew(ctx, v.old <= 1)
 	if sealed.Done > 0 {
 		v.log.Info("anchors of the audit chain were sealed with another internal secret too", zap.Int("rows", sealed.Done))
 	}
-	result, err := v.verifyNew(ctx)
+	report, err := v.verify(ctx)
+	if err := errors.Join(sealErr, err); err != nil {
+		return tick.Result{}, err
+	}
+	if report.Fault != nil {
+		return tick.Result{Rows: int(report.Checked), Note: "broken at event " + fmt.Sprint(report.Fault.Sequence)}, nil
+	}
 	if sealed.Left == 0 && v.secrets > 1 && !v.said {
 		v.said = true
 		v.log.Info("every anchor of the audit chain is sealed with each secret of CERTCTL_INTERNAL_SECRET; any of them is enough for audit when all its replicas say so")
 	}
-	return result, err
-}
-
-func (v *verification) verifyNew(ctx context.Context) (tick.Result, error) {
-	r, err := v.store.VerifyNew(ctx)
-	if err != nil {
-		return tick.Result{}, err
-	}
-	if r.Fault != nil {
-		v.broken.Set(1)
-		what := "audit chain is broken"
-		if r.Fault.Reason == core.ReasonSecret {
-			what = "audit chain cannot be verified"
-		}
-		v.log.Error(what, zap.Int64("sequence", r.Fault.Sequence), zap.String("reason", r.Fault.Reason), zap.String("detail", r.Fault.Message))
-		return tick.Result{Rows: int(r.Checked), Note: "broken at event " + fmt.Sprint(r.Fault.Sequence)}, nil
-	}
-	v.broken.Set(0)
-	if r.Checked == 0 {
+	if report.Checked == 0 {
 		return tick.Result{Note: "nothing new"}, nil
 	}
-	// In the log too, so that the anchor is also outside of the database.
-	v.log.Info("audit chain verified", zap.Int64("sequence", r.Last.Sequence), zap.String("hash", core.Hex(r.Last.Hash)))
-	return tick.Result{Rows: int(r.Checked)}, v.store.AddCheckpoint(ctx, r.Last)
+	return tick.Result{Rows: int(report.Checked)}, nil
+}
+
+// verify walks what is new and anchors it, and a part of what is older.
+func (v *verification) verify(ctx context.Context) (store.Report, error) {
+	r, err := v.store.VerifyNew(ctx)
+	if err != nil || r.Fault != nil {
+		return v.tell(r, err)
+	}
+	if r.Checked > 0 {
+		// In the log too, so that the anchor is also outside of the database.
+		v.log.Info("audit chain verified", zap.Int64("sequence", r.Last.Sequence), zap.String("hash", core.Hex(r.Last.Hash)))
+		if err := v.store.AddCheckpoint(ctx, r.Last); err != nil {
+			return r, err
+		}
+	}
+	old, next, err := v.store.VerifyOld(ctx, v.old, r.First, oldPart)
+	if err == nil && old.Fault == nil {
+		v.old = next // what is broken is looked at again
+	}
+	old.Checked += r.Checked
+	return v.tell(old, err)
+}
+
+func (v *verification) tell(r store.Report, err error) (store.Report, error) {
+	switch {
+	case err != nil:
+		return r, err
+	case r.Fault == nil:
+		v.broken.Set(0)
+		return r, nil
+	}
+	v.broken.Set(1)
+	what := "audit chain is broken"
+	if r.Fault.Reason == core.ReasonSecret {
+		what = "audit chain cannot be verified"
+	}
+	v.log.Error(what, zap.Int64("sequence", r.Fault.Sequence), zap.String("reason", r.Fault.Reason), zap.String("detail", r.Fault.Message))
+	return r, nil
 }
 
 // Register adds audit's RPCs.

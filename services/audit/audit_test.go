@@ -190,11 +190,12 @@ func TestWhatIsNoAuditRecordIsRejectedAndTheRestRecorded(t *testing.T) {
 		// Postgres has no text with a NUL: the event must not hold up all that come after it.
 		b.event(t, 5, func(r *auditv1.Record) { r.Resource.Id = "a\x00b" }),
 		b.event(t, 6, func(r *auditv1.Record) { r.Outcome = 99 }),
+		b.event(t, 9, func(r *auditv1.Record) { r.Action = "audit.head_mismatch" }),
 		timeless,
 		b.event(t, 8, nil),
 	}
 	rejected, applied := eventv1.EventResult_REJECTED, eventv1.EventResult_APPLIED
-	require.Equal(t, []eventv1.EventResult_Outcome{applied, rejected, rejected, rejected, rejected, rejected, rejected, applied}, b.deliver(t, events...))
+	require.Equal(t, []eventv1.EventResult_Outcome{applied, rejected, rejected, rejected, rejected, rejected, rejected, rejected, applied}, b.deliver(t, events...))
 	got := b.list(t, &auditv1.ListEventsRequest{OrderBy: "sequence asc"}).GetEvents()
 	require.Equal(t, []int64{1, 2}, sequences(got))
 	require.Equal(t, "cert-8", got[1].GetResource().GetId())
@@ -458,6 +459,48 @@ func TestABrokenChainRaisesItsMetricAndIsNotAnchored(t *testing.T) {
 	require.Contains(t, b.service.Loops()[0].Note, "event 2")
 	_, err = b.auditor(t).GetCheckpoint(t.Context(), &auditv1.GetCheckpointRequest{})
 	require.Equal(t, "CHECKPOINT_NOT_FOUND", errs.ReasonOf(err))
+}
+
+func TestTheLoopFindsAChangeBeforeTheLastCheckpoint(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.fill(t, 5)
+	b.runLoops(t)
+	restart := func() *bench {
+		b := benchOn(t, b.database, "the internal secret of the test", zaptest.NewLogger(t))
+		b.runLoops(t)
+		return b
+	}
+	b.fill(t, 2)
+	again := restart()
+	require.False(t, again.broken(t))
+	require.Equal(t, 7, again.service.Loops()[0].LastRows, "all of it")
+	_, err := b.admin.Exec(t.Context(), `UPDATE audit.events SET actor_id = 'mallory' WHERE sequence = 2`)
+	require.NoError(t, err)
+	again = restart()
+	require.True(t, again.broken(t))
+	require.Contains(t, again.service.Loops()[0].Note, "event 2")
+}
+
+func TestTheLoopVerifiesAlsoWhenItCannotSeal(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.fill(t, 5)
+	for _, sql := range []string{`UPDATE audit.events SET actor_id = 'mallory' WHERE sequence = 2`, `UPDATE audit.head SET key_ids = '{}', macs = '{}'`,
+		`REVOKE UPDATE ON audit.head FROM ` + b.role(t)} {
+		_, err := b.admin.Exec(t.Context(), sql)
+		require.NoError(t, err)
+	}
+	b.runLoops(t)
+	require.Contains(t, b.service.Loops()[0].LastError, "seal the end of the chain")
+	require.True(t, b.broken(t))
+}
+
+// role is who audit is in the database.
+func (b *bench) role(t *testing.T) (name string) {
+	t.Helper()
+	require.NoError(t, b.database.Open(t, "audit").Pool.QueryRow(t.Context(), `SELECT current_user`).Scan(&name))
+	return name
 }
 
 // broken tells what the metric says about the chain.

@@ -33,6 +33,8 @@ type loops struct {
 	core    *core.Core
 	orphans prometheus.Gauge
 	oldKeys prometheus.Gauge
+	// unreadable are secrets that no key opens.
+	unreadable prometheus.Gauge
 }
 
 func newLoops(cfg Config, deps Deps, c *core.Core) (*loops, error) {
@@ -43,10 +45,12 @@ func newLoops(cfg Config, deps Deps, c *core.Core) (*loops, error) {
 	l := &loops{group: group, core: c, orphans: prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "certctl_orphan_orders", Help: "Orders at CAs that the journal does not account for and that wait for a decision.",
 	}), oldKeys: prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "certctl_secrets_under_old_keys", Help: "Secrets at rest that are not under the first encryption key, counted every ten minutes.",
+		Name: "certctl_secrets_under_old_keys", Help: "Secrets at rest that are under another encryption key than the first, counted every ten minutes.",
+	}), unreadable: prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "certctl_secrets_unreadable", Help: "Secrets at rest that none of the encryption keys opens, counted every ten minutes.",
 	})}
 	if deps.Metrics != nil {
-		if err := errors.Join(deps.Metrics.Register(l.orphans), deps.Metrics.Register(l.oldKeys)); err != nil {
+		if err := errors.Join(deps.Metrics.Register(l.orphans), deps.Metrics.Register(l.oldKeys), deps.Metrics.Register(l.unreadable)); err != nil {
 			return nil, fmt.Errorf("register metric: %w", err)
 		}
 	}
@@ -134,6 +138,7 @@ func (l *loops) reseal(ctx context.Context) (tick.Result, error) {
 	r, err := l.core.Reseal(ctx)
 	if err == nil {
 		l.oldKeys.Set(float64(r.Left))
+		l.unreadable.Set(float64(r.Unreadable))
 	}
 	return tick.Result{Rows: r.Done}, err
 }

@@ -95,15 +95,20 @@ func agents(root *os.Root, dir string) error {
 	if err != nil {
 		return fmt.Errorf("list %s: %w", dir, err)
 	}
+	if slices.ContainsFunc(entries, isAgents) {
+		return nil
+	}
 	for _, e := range entries {
-		if slices.Contains([]string{"identity", "lock", "lost+found"}, e.Name()) {
-			return nil
+		if e.Name() != "lost+found" { // that of a file system of its own
+			return fmt.Errorf("%s has files and is no agent's directory: name one of its own", dir)
 		}
 	}
-	if len(entries) > 0 {
-		return fmt.Errorf("%s has files and is no agent's directory: name one of its own", dir)
-	}
 	return nil
+}
+
+// isAgents tells what an agent makes first. Links are not followed: /var/lock is one.
+func isAgents(e fs.DirEntry) bool {
+	return e.Name() == "identity" && e.IsDir() || e.Name() == "lock" && e.Type().IsRegular()
 }
 
 // preparation goes on after what it cannot give away, so that no directory is left to the wrong owner.

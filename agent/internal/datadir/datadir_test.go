@@ -140,6 +140,7 @@ func TestADirectoryOfSomethingElseStaysAsItIs(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "passwd"), nil, 0o644))
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "lost+found"), 0o700))
 	before, mode := ownerOf(t, dir), modeOf(t, dir)
 	_, err := Prepare(dir, agentUser)
 	require.ErrorContains(t, err, "is no agent's directory")
@@ -152,6 +153,33 @@ func TestADirectoryOfSomethingElseStaysAsItIs(t *testing.T) {
 	for _, path := range []string{link, link + "/", filepath.Join(dir, "passwd")} {
 		_, err = Prepare(path, agentUser)
 		require.ErrorContains(t, err, "no directory", path)
+	}
+}
+
+// TestWhatHasTheNameOfAnAgentsFilesIsNoProof has what is in /var and may be elsewhere.
+func TestWhatHasTheNameOfAnAgentsFilesIsNoProof(t *testing.T) {
+	t.Parallel()
+	target := t.TempDir()
+	for what, make := range map[string]func(dir string) error{
+		"a link lock":        func(dir string) error { return os.Symlink(target, filepath.Join(dir, "lock")) },
+		"a directory lock":   func(dir string) error { return os.Mkdir(filepath.Join(dir, "lock"), 0o755) },
+		"a link identity":    func(dir string) error { return os.Symlink(target, filepath.Join(dir, "identity")) },
+		"a file identity":    func(dir string) error { return os.WriteFile(filepath.Join(dir, "identity"), nil, 0o644) },
+		"a file lost+found2": func(dir string) error { return os.WriteFile(filepath.Join(dir, "lost+found2"), nil, 0o644) },
+	} {
+		dir := t.TempDir()
+		require.NoError(t, make(dir))
+		_, err := Prepare(dir, Owner{os.Geteuid(), -1})
+		require.ErrorContains(t, err, "is no agent's directory", what)
+	}
+	for what, make := range map[string]func(dir string) error{
+		"a volume of its own": func(dir string) error { return os.Mkdir(filepath.Join(dir, "lost+found"), 0o700) },
+		"a file lock":         func(dir string) error { return os.WriteFile(filepath.Join(dir, "lock"), nil, 0o600) },
+	} {
+		dir := t.TempDir()
+		require.NoError(t, make(dir))
+		_, err := Prepare(dir, Owner{os.Geteuid(), -1})
+		require.NoError(t, err, what)
 	}
 }
 

@@ -5,11 +5,29 @@ package e2e
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 )
+
+// looks are the blocks of commands that only look, by name: `<!-- run: look-NAME -->`.
+func looks(t *testing.T) (names []string) {
+	t.Helper()
+	for _, pattern := range []string{filepath.Join(chart, "README.md"), "../../../docs/operator/*.md", "../../../docs/operator/runbooks/*.md"} {
+		files, err := filepath.Glob(pattern)
+		require.NoError(t, err)
+		for _, file := range files {
+			b, err := os.ReadFile(file)
+			require.NoError(t, err)
+			for _, m := range regexp.MustCompile(`<!-- run: (look-[a-z-]+) -->`).FindAllStringSubmatch(string(b), -1) {
+				names = append(names, m[1])
+			}
+		}
+	}
+	return names
+}
 
 // documented finds a block of commands that the documents mark with "<!-- run: NAME -->".
 func documented(t *testing.T, name string) string {

@@ -9,10 +9,13 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -39,6 +42,7 @@ func basics() []string {
 
 // TestTheInstallCommandOfTheDocuments runs it word for word, and what an operator does with the release until it is removed.
 func TestTheInstallCommandOfTheDocuments(t *testing.T) {
+	t.Setenv("HOME", t.TempDir()) // where the documents keep values and secrets
 	r := newRelease(t, "certctl", "certctl")
 	r.volume("data-" + r.name + "-postgres-0")
 	// The command creates the namespace by itself, too; it is there already for the volume and for the clean-up.
@@ -54,9 +58,51 @@ func TestTheInstallCommandOfTheDocuments(t *testing.T) {
 	require.Equal(t, http.StatusUnauthorized, r.api("wrong", r.ca()).status("/api/v1/agents"))
 	a.agent()
 	t.Run("tour", func(t *testing.T) { tour(t, a) })
+	t.Run("blocks that look", func(t *testing.T) { lookAround(t, r, key) })
+	t.Run("another API key", func(t *testing.T) {
+		out, err := try(t, "", "bash", "-c", "cd ../../.. && "+documented(t, "rotate-api-key"))
+		require.NoError(t, err, out)
+		require.Equal(t, http.StatusUnauthorized, a.status("/api/v1/agents"))
+		a = r.api(r.secret("certctl-server-auth", "api-key"), r.ca())
+		require.Equal(t, http.StatusOK, a.status("/api/v1/agents"))
+	})
 	t.Run("another password in the values only", func(t *testing.T) { trap(t, r) })
 	t.Run("backup and restore", func(t *testing.T) { backup(t, r, a) })
 	t.Run("uninstall, and install again on the claim that was kept", func(t *testing.T) { reinstall(t, r) })
+	t.Run("the remedy that loses everything", func(t *testing.T) { remedyThatLosesEverything(t, r) })
+}
+
+// lookAround runs the blocks of the documents that only look, as an operator who has certctl at hand.
+func lookAround(t *testing.T, r *release, key string) {
+	bin := t.TempDir()
+	command(t, "go", "build", "-o", filepath.Join(bin, "certctl"), "github.com/certctl/certctl/services/cmd/certctl")
+	ca := filepath.Join(t.TempDir(), "ca.crt")
+	require.NoError(t, os.WriteFile(ca, []byte(r.ca()), 0o600))
+	for _, block := range []string{"wait", "test"} {
+		out, err := try(t, "", "bash", "-c", "cd ../../.. && "+documented(t, block))
+		require.NoError(t, err, out)
+	}
+	out, err := try(t, "", "bash", "-c", "cd ../../.. && "+documented(t, "use"))
+	require.NoError(t, err, out)
+	require.Contains(t, out, `"agents"`)
+	names := looks(t)
+	require.Greater(t, len(names), 10)
+	// As `kubectl port-forward` does, for as long as the blocks run.
+	forward := exec.CommandContext(t.Context(), "kubectl", "-n", r.ns, "port-forward", "service/"+r.name+"-server", "18443:8443")
+	require.NoError(t, forward.Start())
+	t.Cleanup(func() {
+		_ = forward.Process.Kill()
+		_ = forward.Wait()
+	})
+	environ := fmt.Sprintf("export PATH=%s:$PATH CERTCTL_URL=https://localhost:18443 CERTCTL_CA=%s CERTCTL_API_KEY=%s; cd ../../..; ", bin, ca, key)
+	require.Eventually(t, func() bool {
+		_, err := try(t, "", "bash", "-c", environ+"certctl agents list")
+		return err == nil
+	}, patience, interval)
+	for _, name := range names {
+		out, err := try(t, "", "bash", "-c", environ+documented(t, name))
+		require.NoError(t, err, "%s\n%s", name, out)
+	}
 }
 
 // tour goes from a certificate to its renewal, revocation and record, over the Service.
@@ -82,7 +128,7 @@ func tour(t *testing.T, a *api) {
 	a.intact()
 }
 
-// trap changes the password in the values only, and mends it in both ways.
+// trap changes the password in the values only, and mends it without loss.
 func trap(t *testing.T, r *release) {
 	before := r.pods("")
 	out, err := try(t, "", "bash", "-c", "cd ../../.. && "+documented(t, "trap-symptom"))
@@ -164,6 +210,20 @@ func reinstall(t *testing.T, r *release) {
 	r.helm("test", r.name)
 }
 
+// remedyThatLosesEverything has the database initialised anew, with another password.
+func remedyThatLosesEverything(t *testing.T, r *release) {
+	out, err := try(t, "", "bash", "-c", "cd ../../.. && "+documented(t, "trap-remedy-loses"))
+	require.NoError(t, err, out)
+	r.volume("data-" + r.name + "-postgres-0")
+	out, err = try(t, "", "bash", "-c", "cd ../../.. && "+documented(t, "install"))
+	require.NoError(t, err, out)
+	r.ready()
+	r.neverRestarted()
+	a := r.api(r.secret("certctl-server-auth", "api-key"), r.ca())
+	require.Empty(t, list(a.must(http.MethodGet, "/api/v1/certificates", nil), "certificates"))
+	r.helm("test", r.name)
+}
+
 // TestScalingRotationKillsAndDrainsUnderLoad shakes one installation while certificates are made.
 func TestScalingRotationKillsAndDrainsUnderLoad(t *testing.T) {
 	r := newRelease(t, "certctl", "certctl-load")
@@ -235,16 +295,39 @@ func TestScalingRotationKillsAndDrainsUnderLoad(t *testing.T) {
 		a = next
 	})
 	t.Run("rotate the secrets that the chart made", func(t *testing.T) {
-		for _, s := range []struct{ value, key string }{
-			{"internalSecret", "internal-secret"}, {"roleSecret", "role-secret"}, {"joinToken", "join-token"},
-		} {
-			was, next := r.secret(r.name+"-secrets", s.key), rand.Text()+rand.Text()
-			a.shake("rotate-"+strings.ToLower(s.value), func() {
-				upgrade("--set", set("global.secrets."+s.value, was+","+next))
-				upgrade("--set", set("global.secrets."+s.value, next+","+was))
-				upgrade("--set", set("global.secrets."+s.value, next))
-			})
-			require.Equal(t, next, r.secret(r.name+"-secrets", s.key))
+		// All in the same three steps. Before the old ones may go, audit has sealed and issuance has encrypted anew.
+		secrets := map[string]string{"internalSecret": "internal-secret", "encryptionKey": "encryption-key", "roleSecret": "role-secret", "joinToken": "join-token"}
+		done := map[string]string{"audit": "every anchor of the audit chain is sealed", "issuance": "every secret at rest is under the first key"}
+		was, next := map[string]string{}, map[string]string{}
+		for value, key := range secrets {
+			raw := make([]byte, 32)
+			_, _ = rand.Read(raw)
+			was[value], next[value] = r.secret(r.name+"-secrets", key), base64.StdEncoding.EncodeToString(raw)
+		}
+		step := func(list func(value string) string) {
+			var args []string
+			for value := range secrets {
+				args = append(args, "--set", set("global.secrets."+value, list(value)))
+			}
+			upgrade(args...)
+		}
+		a.shake("rotate-secrets", func() {
+			step(func(v string) string { return was[v] + "," + next[v] })
+			step(func(v string) string { return next[v] + "," + was[v] })
+			for component, line := range done {
+				require.Eventually(t, func() bool {
+					for _, p := range r.pods(component) {
+						if !strings.Contains(r.kubectl("logs", p.Metadata.Name), line) {
+							return false
+						}
+					}
+					return true
+				}, patience, interval, "%s does not say: %s", component, line)
+			}
+			step(func(v string) string { return next[v] })
+		})
+		for value, key := range secrets {
+			require.Equal(t, next[value], r.secret(r.name+"-secrets", key))
 		}
 	})
 	t.Run("roll back", func(t *testing.T) {
@@ -278,21 +361,48 @@ func TestAnUpgradeFromTheChartBeforeTakesOldValues(t *testing.T) {
 		return strings.Replace(strings.Replace(s, "    preStopSeconds: 5\n", "", 1), "    orphanSearch: 1h\n", "", 1)
 	})
 	edit("Chart.yaml", func(s string) string { return strings.Replace(s, "version: 0.1.0", "version: 0.0.9", 1) })
+	edit("charts/common/templates/_defaults.tpl", func(s string) string {
+		s = strings.Replace(strings.Replace(s, "0.1.0", "0.0.9", 1), "        preStopSeconds: 5\n", "", 1)
+		return strings.Replace(s, "        orphanSearch: 1h\n", "", 1)
+	})
 	require.NoError(t, os.Remove(filepath.Join(before, "values.schema.json")))
+	require.NoError(t, os.Remove(filepath.Join(before, "templates", "backup.yaml")))
+	// What read them. (The service of that time had no preStop, and issuance its own interval.)
+	edit("charts/common/templates/_service.tpl", func(s string) string {
+		return strings.ReplaceAll(s, "int $values.preStopSeconds", "int 0")
+	})
+	edit("charts/issuance/templates/issuance.yaml", func(s string) string {
+		return strings.Replace(s, "$values.intervals.orphanSearch", `"1h"`, 1)
+	})
 
 	r := newRelease(t, "certctl", "certctl-upgrade")
 	r.volume("data-" + r.name + "-postgres-0")
-	r.helm(append([]string{"install", r.name, before}, basics()...)...)
+	// Its image is the one that there is.
+	r.helm(append([]string{"install", r.name, before, "--set", "global.image.tag=" + appVersion(t), "--set", "agent.image.tag=" + appVersion(t)}, basics()...)...)
 	r.ready()
 	a := r.api(firstKey, r.ca())
+	database := uids(r.pods(""), "postgres")
 	a.shake("upgrade", func() {
 		for _, flag := range []string{"--reuse-values", "--reset-then-reuse-values"} {
 			r.helm("upgrade", r.name, chart, flag, "--set", "global.commonLabels.step="+strings.Trim(flag, "-"))
 			r.ready()
 		}
 	})
+	require.Equal(t, database, uids(r.pods(""), "postgres"), "an upgrade is no reason to restart the database")
 	r.helm("test", r.name)
 	r.neverRestarted()
+}
+
+// appVersion is the version of the images.
+func appVersion(t *testing.T) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(chart, "Chart.yaml"))
+	require.NoError(t, err)
+	_, rest, ok := strings.Cut(string(b), "appVersion: \"")
+	require.True(t, ok)
+	version, _, ok := strings.Cut(rest, "\"")
+	require.True(t, ok)
+	return version
 }
 
 // certificate makes a self-signed certificate, as people do with openssl.
@@ -370,7 +480,7 @@ func TestARestrictedNamespaceHoldsTheControlPlane(t *testing.T) {
 		"--set", "server.auth.type=none", "--set", "server.allowFrom[0].ipBlock.cidr=0.0.0.0/0", "--no-hooks")
 	require.Eventually(t, func() bool {
 		log, err := try(t, "", "kubectl", "-n", r.ns, "logs", "-l", "app.kubernetes.io/component=inventory")
-		return err == nil && strings.Contains(log, "waiting for Postgres")
+		return err == nil && strings.Contains(log, "waiting for the database")
 	}, patience, interval)
 	db.apply(externalPostgres)
 	r.ready()

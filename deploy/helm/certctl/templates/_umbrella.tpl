@@ -73,10 +73,25 @@ inventory={{ int .inventory.database.quota }},issuance={{ int .issuance.database
 {{- if and $database.url $values.server.databaseUrl (ne $database.url $values.server.databaseUrl) -}}
 {{- fail "global.database.url and server.databaseUrl differ: they are two names of one thing, so set only global.database.url" -}}
 {{- end -}}
+{{- end -}}
 {{- $before := get ((lookup "v1" "Secret" $root.Release.Namespace (include "certctl.name" (list $root "database"))).data | default dict) "url" | b64dec -}}
-{{- if and $before (not $database.url) (ne $before $url) -}}
+{{- $bundled := printf "@%s:" (include "certctl.name" (list $root "postgres")) -}}
+{{- if and $before (ne $values.postgresql.enabled (contains $bundled $before)) -}}
+{{- fail "this upgrade would put another database in the place of the one with the data (postgresql.enabled has changed): an upgrade moves no data. Install anew beside, and dump and restore (docs/operator/backup.md, Into another Postgres)" -}}
+{{- end -}}
+{{- if and $before $values.server.databaseUrl (not $database.url) (ne $before $url) -}}
 {{- fail "server.databaseUrl has changed since the last release, and the services would not be restarted for it: set it as global.database.url, whose change restarts them, and server.databaseUrl to the empty string" -}}
 {{- end -}}
+{{- if gt (len $root.Release.Name) 45 -}}
+{{- fail (printf "the release name %s has %d characters, and %s-renewal-scheduler would be too long for a Service: take one of at most 45" $root.Release.Name (len $root.Release.Name) $root.Release.Name) -}}
+{{- end -}}
+{{- range $key, $_ := $values.global.commonLabels -}}
+{{- if hasPrefix "app.kubernetes.io/" $key -}}
+{{- fail (printf "global.commonLabels.%s: the labels of app.kubernetes.io/ are the chart's own; take another prefix" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $values.global.metrics.enabled $values.global.networkPolicy.enabled (not $values.global.networkPolicy.metricsFrom) -}}
+{{- fail "global.metrics.enabled=true and nobody may scrape: name the scraper in global.networkPolicy.metricsFrom, for example --set global.networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.kubernetes\\.io/metadata\\.name=monitoring" -}}
 {{- end -}}
 {{- if and $values.server.tls.existingSecret (ne $values.server.tls.existingSecret $values.global.tls.existingSecret) $values.agent.enabled (not $values.agent.serverCA) -}}
 {{- fail (printf "server.tls.existingSecret=%s: the agents have to trust that certificate, too. Set global.tls.existingSecret=%s in its place, which tells the gateway and the agents; or agent.serverCA to its CA" $values.server.tls.existingSecret $values.server.tls.existingSecret) -}}
@@ -91,6 +106,9 @@ inventory={{ int .inventory.database.quota }},issuance={{ int .issuance.database
 
 {{/* What a release of agents alone has to be told. */}}
 {{- define "certctl.checkAgents" -}}
+{{- if .postgresql.enabled -}}
+{{- fail "a release of agents alone has no database: set postgresql.enabled=false" -}}
+{{- end -}}
 {{- if not .agent.serverUrl -}}
 {{- fail "a release of agents alone needs to know its gateway: set agent.serverUrl=https://HOST:8443" -}}
 {{- end -}}

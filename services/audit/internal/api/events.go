@@ -183,6 +183,9 @@ func checkRecord(d *eventv1.Event, r *auditv1.Record) error {
 	if r.GetAction() == "" {
 		v.Add("action", "is missing")
 	}
+	if r.GetAction() == core.ActionHeadMismatch {
+		v.Add("action", "%s is recorded by audit alone", core.ActionHeadMismatch)
+	}
 	if _, known := auditv1.Event_Outcome_name[int32(r.GetOutcome())]; !known {
 		v.Add("outcome", "%d is unknown", r.GetOutcome())
 	}

@@ -103,13 +103,17 @@ type Fault struct {
 
 // Verifier walks a chain, event by event.
 type Verifier struct {
+	sealer  Sealer
 	last    Anchor
 	checked int64
 	doubt   *Fault
+	mark    *Fault
+	// ours is set when a checkpoint was passed that one of our keys has sealed.
+	ours bool
 }
 
 // NewVerifier starts after a place that is known to be right; the zero Anchor with Genesis is the start.
-func NewVerifier(after Anchor) *Verifier { return &Verifier{last: after} }
+func NewVerifier(s Sealer, after Anchor) *Verifier { return &Verifier{sealer: s, last: after} }
 
 // Next checks the next event; nil means that it fits.
 func (v *Verifier) Next(e *Event) *Fault {
@@ -124,17 +128,55 @@ func (v *Verifier) Next(e *Event) *Fault {
 		return &Fault{Sequence: e.Sequence, ID: e.ID, Reason: ReasonHash,
 			Message: "the event's fields do not give its hash: it was changed after it was recorded"}
 	}
+	if e.Action == ActionHeadMismatch {
+		v.marked(e)
+	}
 	v.last = Anchor{Sequence: e.Sequence, Hash: e.Hash, Time: e.RecordTime}
 	v.checked++
 	return nil
 }
 
+// marked notes the first mark whose seals still fit none of our keys.
+func (v *Verifier) marked(e *Event) {
+	verdict, why := v.judgeHead(marked(e))
+	if verdict == sealFits || v.mark != nil {
+		return
+	}
+	v.mark = &Fault{Sequence: e.Sequence, ID: e.ID, Reason: ReasonHead, Message: fmt.Sprintf("event %d was the end of the chain, and its anchor did not fit, "+
+		"when this was recorded: events at the end, or the anchor, had been changed past certctl%s", e.Sequence-1, why)}
+	if verdict == sealForeign {
+		v.mark.Reason = ReasonSecret
+		v.mark.Message = fmt.Sprintf("event %d was the end of the chain when this was recorded, and %s", e.Sequence-1, foreignSeal)
+	}
+}
+
+// judgeHead is harder on a foreign seal when a checkpoint before it is sealed with a key of ours: in a rotation all who work
+// side by side have a key in common. It says why, for the end of a sentence.
+func (v *Verifier) judgeHead(head Anchor) (verdict, string) {
+	verdict := v.sealer.judge(KindHead, head)
+	if verdict == sealForeign && v.ours {
+		return sealBroken, "; a checkpoint before it is sealed with a secret of CERTCTL_INTERNAL_SECRET, and the anchor with one that is not in it: " +
+			"this replica lacks the newest secret, or somebody else has made the anchor"
+	}
+	return verdict, ""
+}
+
+// Mark is the first mark of an end that did not fit; nil when there is none. A checkpoint of ours behind it settles it: it is
+// made only of a chain in which all fitted, by somebody who had the key.
+func (v *Verifier) Mark(newest Anchor) *Fault {
+	if v.mark == nil || newest.Sequence >= v.mark.Sequence && v.sealer.Fits(KindCheckpoint, newest) {
+		return nil
+	}
+	return v.mark
+}
+
 // Anchored checks an anchor of the place just passed. One that fits but for its seal, which none of our keys has made, leaves a
 // doubt.
-func (v *Verifier) Anchored(s Sealer, a Anchor) *Fault {
+func (v *Verifier) Anchored(a Anchor) *Fault {
 	if a.Sequence == v.last.Sequence && same(a.Hash, v.last.Hash) {
-		switch s.judge(KindCheckpoint, a) {
+		switch v.sealer.judge(KindCheckpoint, a) {
 		case sealFits:
+			v.ours = true
 			return nil
 		case sealForeign:
 			v.doubted(a, "the checkpoint at this event")
@@ -146,26 +188,29 @@ func (v *Verifier) Anchored(s Sealer, a Anchor) *Fault {
 		Message: "the checkpoint at this event does not fit: the chain up to here, or the checkpoint, was made anew"}
 }
 
+const foreignSeal = "it is sealed with an internal secret that is not in CERTCTL_INTERNAL_SECRET: add the one from before at the end of the " +
+	"list, and leave it there until the log says that it is no longer needed; if it never was yours, somebody wrote the chain up to here anew"
+
 // doubted notes the first anchor whose seal says nothing.
 func (v *Verifier) doubted(a Anchor, what string) {
 	if v.doubt != nil {
 		return
 	}
-	v.doubt = &Fault{Sequence: a.Sequence, Reason: ReasonSecret, Message: what + " fits the chain, but it is sealed with an internal secret that is not " +
-		"in CERTCTL_INTERNAL_SECRET: add the one from before at the end of the list, and leave it there until the log says that it is no longer needed; " +
-		"if it never was yours, somebody wrote the chain up to here anew"}
+	v.doubt = &Fault{Sequence: a.Sequence, Reason: ReasonSecret, Message: what + " fits the chain, but " + foreignSeal}
 }
 
 // Doubt is the first anchor of which nothing can be said for lack of its secret; nil when there is none. Faults weigh more.
 func (v *Verifier) Doubt() *Fault { return v.doubt }
 
 // End checks the anchored head against the last event. One that fits but for its seal leaves a doubt, as in Anchored.
-func (v *Verifier) End(s Sealer, head Anchor) *Fault {
+func (v *Verifier) End(head Anchor) *Fault {
+	var why string
 	if head.Sequence == v.last.Sequence && same(head.Hash, v.last.Hash) {
 		if head.Sequence == 0 {
 			return nil
 		}
-		switch s.judge(KindHead, head) {
+		var verdict verdict
+		switch verdict, why = v.judgeHead(head); verdict {
 		case sealFits:
 			return nil
 		case sealForeign:
@@ -179,7 +224,7 @@ func (v *Verifier) End(s Sealer, head Anchor) *Fault {
 		at = head.Sequence
 	}
 	return &Fault{Sequence: at, Reason: ReasonHead,
-		Message: fmt.Sprintf("the chain ends at event %d, its anchor says %d: events at the end, or the anchor, were changed", v.last.Sequence, head.Sequence)}
+		Message: fmt.Sprintf("the chain ends at event %d, its anchor says %d: events at the end, or the anchor, were changed%s", v.last.Sequence, head.Sequence, why)}
 }
 
 // NotBefore checks that the chain does not end before its newest checkpoint: an old end that was put back has a MAC that

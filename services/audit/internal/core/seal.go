@@ -37,15 +37,6 @@ func NewSealer(keys ...[]byte) Sealer {
 // Keys are how many there are.
 func (s Sealer) Keys() int { return len(s.keys) }
 
-// KeyIDs are the ids of the keys.
-func (s Sealer) KeyIDs() [][]byte {
-	ids := make([][]byte, 0, len(s.keys))
-	for _, k := range s.keys {
-		ids = append(ids, k.id)
-	}
-	return ids
-}
-
 // Seal sets the anchor's MACs: HMAC-SHA-256 over kind, sequence and hash, with each key.
 func (s Sealer) Seal(kind string, a Anchor) Anchor {
 	a.MAC, a.Seals = s.keys[0].mac(kind, a), nil
@@ -70,6 +61,18 @@ func (s Sealer) Complete(kind string, a Anchor) bool {
 		}
 	}
 	return true
+}
+
+// Forged tells whether a seal says that a key of ours has made it, and did not. It cannot be made good by another.
+func (s Sealer) Forged(kind string, a Anchor) bool {
+	for _, k := range s.keys {
+		for _, seal := range a.Seals {
+			if same(seal.KeyID, k.id) && !same(seal.MAC, k.mac(kind, a)) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // verdict is what the MACs of an anchor say about it.

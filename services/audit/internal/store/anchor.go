@@ -94,32 +94,39 @@ INSERT INTO checkpoint_seals (sequence, key_id, mac) SELECT c.sequence, s.key_id
 
 // Sealed is what SealAnew did.
 type Sealed struct {
-	// Done were sealed anew; Left could not be, because they fit none of our keys.
+	// Done were sealed anew; Left could not be, because they fit none of our keys or have a seal that only poses as ours.
 	Done, Left int
 }
 
-// SealAnew seals the head and all checkpoints with each key that they were not sealed with. What fits none of our keys is left
-// as it is: a verification tells what that means. It may run on several replicas that have different keys.
-func (s *Store) SealAnew(ctx context.Context) (Sealed, error) {
+// SealAnew seals the head and the checkpoints with each key that they were not sealed with. What fits none of our keys is left
+// as it is: a verification tells what that means. It may run on several replicas that have different keys. It begins where a run
+// that left nothing has ended; one that is to be whole begins at the start.
+func (s *Store) SealAnew(ctx context.Context, whole bool) (Sealed, error) {
 	var done Sealed
 	if err := s.sealHead(ctx, &done); err != nil {
 		return done, err
 	}
-	for last := int64(0); ; {
-		// Sequences begin at 1.
-		list, err := checkpoints(ctx, s.db.Pool, `WHERE c.sequence > $1
- AND (SELECT count(*) FROM checkpoint_seals s WHERE s.sequence = c.sequence AND s.key_id = ANY($2)) < $3
- ORDER BY c.sequence LIMIT $4`, last, s.sealer.KeyIDs(), s.sealer.Keys(), sealBatch)
-		if err != nil || len(list) == 0 {
+	last, left := s.sealedTo.Load(), done.Left
+	if whole {
+		last = 0
+	}
+	for {
+		list, err := checkpoints(ctx, s.db.Pool, `WHERE c.sequence > $1 ORDER BY c.sequence LIMIT $2`, last, sealBatch)
+		if err != nil {
 			return done, err
 		}
-		for _, a := range list {
-			if err := s.sealCheckpoint(ctx, a, &done); err != nil {
-				return done, err
-			}
+		if len(list) == 0 {
+			break
+		}
+		if err := s.sealCheckpoints(ctx, list, &done); err != nil {
+			return done, err
 		}
 		last = list[len(list)-1].Sequence
 	}
+	if done.Left == left {
+		s.sealedTo.Store(last)
+	}
+	return done, nil
 }
 
 func (s *Store) sealHead(ctx context.Context, done *Sealed) error {
@@ -143,18 +150,31 @@ func (s *Store) sealHead(ctx context.Context, done *Sealed) error {
 	return nil
 }
 
-func (s *Store) sealCheckpoint(ctx context.Context, a core.Anchor, done *Sealed) error {
-	if !s.sealer.Fits(core.KindCheckpoint, a) {
-		done.Left++
+func (s *Store) sealCheckpoints(ctx context.Context, list []core.Anchor, done *Sealed) error {
+	var sequences []int64
+	var ids, macs [][]byte
+	for _, a := range list {
+		switch {
+		case s.sealer.Complete(core.KindCheckpoint, a):
+		case !s.sealer.Fits(core.KindCheckpoint, a) || s.sealer.Forged(core.KindCheckpoint, a):
+			done.Left++
+		default:
+			for _, seal := range s.sealer.Seal(core.KindCheckpoint, a).Seals {
+				sequences, ids, macs = append(sequences, a.Sequence), append(ids, seal.KeyID), append(macs, seal.MAC)
+			}
+		}
+	}
+	if len(sequences) == 0 {
 		return nil
 	}
-	ids, macs := columnsOf(s.sealer.Seal(core.KindCheckpoint, a))
-	_, err := s.db.Pool.Exec(ctx, `INSERT INTO checkpoint_seals (sequence, key_id, mac)
- SELECT $1, s.key_id, s.mac FROM unnest($2::bytea[], $3::bytea[]) AS s (key_id, mac) ON CONFLICT (sequence, key_id) DO NOTHING`,
-		a.Sequence, ids, macs)
+	var n int
+	err := s.db.Pool.QueryRow(ctx, `WITH added AS (
+ INSERT INTO checkpoint_seals (sequence, key_id, mac) SELECT s.sequence, s.key_id, s.mac
+ FROM unnest($1::bigint[], $2::bytea[], $3::bytea[]) AS s (sequence, key_id, mac) ON CONFLICT (sequence, key_id) DO NOTHING RETURNING sequence)
+SELECT count(DISTINCT sequence) FROM added`, sequences, ids, macs).Scan(&n)
 	if err != nil {
-		return fmt.Errorf("seal checkpoint %d: %w", a.Sequence, err)
+		return fmt.Errorf("seal checkpoints %d to %d: %w", sequences[0], sequences[len(sequences)-1], err)
 	}
-	done.Done++
+	done.Done += n
 	return nil
 }

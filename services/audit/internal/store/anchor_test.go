@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/certctl/certctl/pkg/testpg"
@@ -23,7 +24,7 @@ func (b bundle) with(t *testing.T, keys ...string) bundle {
 	for _, k := range keys {
 		list = append(list, []byte(k))
 	}
-	b.store = store.New(b.database.Open(t, "audit"), core.NewSealer(list...))
+	b.store = store.New(b.database.Open(t, "audit"), core.NewSealer(list...), zap.NewNop())
 	return b
 }
 
@@ -45,7 +46,7 @@ func (b bundle) checkpoint(t *testing.T) {
 
 func (b bundle) sealAnew(t *testing.T) store.Sealed {
 	t.Helper()
-	sealed, err := b.store.SealAnew(t.Context())
+	sealed, err := b.store.SealAnew(t.Context(), false)
 	require.NoError(t, err)
 	return sealed
 }
@@ -82,7 +83,8 @@ func TestTheChainStaysValidWhileTheSecretIsReplaced(t *testing.T) {
 	before.append(t, 1)
 	fault := before.with(t, oldKey).fault(t)
 	require.NotNil(t, fault, "the old key is worth nothing any more")
-	require.Equal(t, core.ReasonSecret, fault.Reason)
+	require.Equal(t, core.ReasonHead, fault.Reason)
+	require.Contains(t, fault.Message, "this replica lacks the newest secret")
 }
 
 func TestAQuietChainStaysValidWhileTheSecretIsReplaced(t *testing.T) {
@@ -112,13 +114,98 @@ func TestASecretThatWasDroppedTooEarlyIsToldFromTampering(t *testing.T) {
 	require.Contains(t, fault.Message, "CERTCTL_INTERNAL_SECRET")
 	require.Equal(t, store.Sealed{Left: 2}, early.sealAnew(t))
 	early.append(t, 1)
+	require.EqualValues(t, 8, b.length(t), "what it appended to is marked")
 	require.Equal(t, core.ReasonSecret, early.fault(t).Reason, "the head is ours again, the checkpoint is not")
 
 	// The way out: the old one is put back at the end, and may go when all is sealed.
 	back := b.with(t, newKey, oldKey)
-	require.Nil(t, back.fault(t))
+	require.Nil(t, back.fault(t), "the seals that were marked are right")
 	require.Equal(t, store.Sealed{Done: 2}, back.sealAnew(t))
-	require.Nil(t, early.fault(t))
+	back.checkpoint(t)
+	require.Nil(t, early.fault(t), "somebody who had the secret has verified the mark")
+	early.append(t, 1)
+	require.EqualValues(t, 9, b.length(t))
+}
+
+func (b bundle) length(t *testing.T) (n int64) {
+	t.Helper()
+	require.NoError(t, b.admin.QueryRow(t.Context(), `SELECT sequence FROM audit.head`).Scan(&n))
+	return n
+}
+
+const (
+	cutOff = `WITH gone AS (DELETE FROM audit.events WHERE sequence > 5) UPDATE audit.head SET sequence = 5, hash = (SELECT hash FROM audit.events WHERE sequence = 5)`
+	// disguised is a seal that claims another secret.
+	disguised = cutOff + `, mac = 'x', key_ids = '{forged}', macs = '{x}'`
+)
+
+// TestAnAppendDoesNotMakeGoodAnEndThatDoesNotFit cuts off what came after the checkpoint.
+func TestAnAppendDoesNotMakeGoodAnEndThatDoesNotFit(t *testing.T) {
+	t.Parallel()
+	for name, sql := range map[string]string{
+		"a seal of before": cutOff, "a seal of another secret": disguised,
+		"no seal":       cutOff + `, mac = '', key_ids = '{}', macs = '{}'`,
+		"seals at odds": cutOff + `, key_ids = '{a,b}', macs = '{}'`,
+		"an endless seal": cutOff + `, mac = decode(repeat('00', 100000), 'hex'), key_ids = array_fill('\x01'::bytea, ARRAY[1000]),
+ macs = array_fill('\x02'::bytea, ARRAY[1000])`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := keyed(t, oldKey)
+			b.append(t, 4)
+			b.checkpoint(t)
+			b.append(t, 4)
+			b.tamper(t, sql)
+			require.Equal(t, core.ReasonHead, b.fault(t).Reason)
+			require.Equal(t, store.Sealed{Left: 1}, b.sealAnew(t))
+			for range 2 {
+				b.append(t, 2)
+				fault := b.fault(t)
+				require.NotNil(t, fault)
+				require.Equal(t, core.ReasonHead, fault.Reason)
+				require.EqualValues(t, 6, fault.Sequence, "where the mark is")
+				r, err := b.store.VerifyNew(t.Context())
+				require.NoError(t, err)
+				require.Equal(t, fault, r.Fault, "so no checkpoint will settle it")
+			}
+			require.EqualValues(t, 10, b.length(t), "it is marked once")
+			b.tamper(t, `UPDATE audit.events SET action = 'certificate.created' WHERE sequence = 6`)
+			require.Equal(t, core.ReasonHash, b.fault(t).Reason)
+		})
+	}
+}
+
+func TestAMarkIsAlsoToldByAWalkOfAPart(t *testing.T) {
+	t.Parallel()
+	b := keyed(t, oldKey)
+	b.append(t, 8)
+	b.tamper(t, disguised)
+	b.append(t, 2)
+	for first, reason := range map[int64]string{1: core.ReasonSecret, 6: core.ReasonSecret, 7: ""} {
+		r, err := b.store.Verify(t.Context(), first, 7)
+		require.NoError(t, err)
+		if reason == "" {
+			require.Nil(t, r.Fault, "a walk from %d", first)
+			continue
+		}
+		require.NotNil(t, r.Fault, "a walk from %d", first)
+		require.Equal(t, reason, r.Fault.Reason, "without a checkpoint nobody can tell")
+	}
+}
+
+func TestASealThatPosesAsOursIsNotCalledGood(t *testing.T) {
+	t.Parallel()
+	b := keyed(t, oldKey)
+	b.append(t, 2)
+	b.checkpoint(t)
+	both := b.with(t, oldKey, newKey)
+	both.sealAnew(t)
+	b.tamper(t, `UPDATE audit.checkpoint_seals SET mac = 'x' WHERE key_id = $1`, core.NewSealer([]byte(newKey)).Seal("", core.Anchor{}).Seals[0].KeyID)
+	require.Equal(t, store.Sealed{Left: 1}, b.with(t, oldKey, newKey).sealAnew(t))
+	require.Equal(t, store.Sealed{}, both.sealAnew(t), "it goes on where it has left nothing")
+	sealed, err := both.store.SealAnew(t.Context(), true)
+	require.NoError(t, err)
+	require.Equal(t, store.Sealed{Left: 1}, sealed)
 }
 
 func TestTamperingIsSeenWhateverTheSecret(t *testing.T) {
@@ -196,7 +283,7 @@ func TestManyCheckpointsAreSealedAnewWhileOthersAppend(t *testing.T) {
 	var g errgroup.Group
 	for _, replica := range []bundle{b.with(t, oldKey, newKey), b.with(t, oldKey, newKey)} {
 		g.Go(func() error {
-			_, err := replica.store.SealAnew(t.Context())
+			_, err := replica.store.SealAnew(t.Context(), false)
 			return err
 		})
 		g.Go(func() error {

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"go.uber.org/zap"
 
 	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/page"
@@ -39,15 +41,21 @@ func Schema() pg.Schema {
 type Store struct {
 	db     *pg.DB
 	sealer core.Sealer
+	log    *zap.Logger
+	// sealedTo is the checkpoint up to which all have a seal of each key.
+	sealedTo atomic.Int64
 }
 
 // New makes a store; the sealer anchors the head.
-func New(db *pg.DB, sealer core.Sealer) *Store { return &Store{db: db, sealer: sealer} }
+func New(db *pg.DB, sealer core.Sealer, log *zap.Logger) *Store {
+	return &Store{db: db, sealer: sealer, log: log}
+}
 
 const columns = `sequence, id, time, record_time, actor_type, actor_id, action, resource_type, resource_id, outcome, request_id, data::text, hash, previous_hash`
 
 // Append puts the events that are not there yet at the end of the chain, in the given order, and moves the head, all in
-// one transaction. It answers how many were new.
+// one transaction. It answers how many were new. An end that none of our keys has sealed does not stop it, but is marked
+// before them: the new end will have our seal, and nobody could tell any more.
 func (s *Store) Append(ctx context.Context, events []*core.Event) (int, error) {
 	added := 0
 	err := s.db.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error {
@@ -62,6 +70,10 @@ func (s *Store) Append(ctx context.Context, events []*core.Event) (int, error) {
 		if err != nil {
 			return err
 		}
+		added = len(fresh)
+		if fresh, err = s.mark(head, fresh); err != nil {
+			return err
+		}
 		head = core.Chain(fresh, head, time.Now())
 		if err := insert(ctx, tx, fresh); err != nil {
 			return err
@@ -69,10 +81,24 @@ func (s *Store) Append(ctx context.Context, events []*core.Event) (int, error) {
 		if err := s.moveHead(ctx, tx, head); err != nil {
 			return err
 		}
-		added = len(fresh)
 		return revision.Bump(ctx, tx, Collection)
 	})
-	return added, err
+	if err != nil {
+		return 0, err
+	}
+	return added, nil
+}
+
+func (s *Store) mark(head core.Anchor, fresh []*core.Event) ([]*core.Event, error) {
+	if head.Sequence == 0 || s.sealer.Fits(core.KindHead, head) {
+		return fresh, nil
+	}
+	s.log.Error("the anchor of the end of the audit chain does not fit: an event that says so is appended", zap.Int64("sequence", head.Sequence))
+	m, err := core.NewMark(head, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	return append([]*core.Event{m}, fresh...), nil
 }
 
 // unknown leaves out what is recorded already, and doubles within the batch.
@@ -254,6 +280,8 @@ func scan(ctx context.Context, q querier, sql string, args ...any) ([]*core.Even
 
 // Report is the outcome of a verification.
 type Report struct {
+	// First is where the walk began.
+	First   int64
 	Checked int64
 	Fault   *core.Fault
 	// Last is the last place that fitted.
@@ -284,6 +312,23 @@ func (s *Store) VerifyNew(ctx context.Context) (Report, error) {
 	return s.Verify(ctx, a.Sequence, 0)
 }
 
+// VerifyOld walks the part before a place, at most size events from first, and answers where the next such walk begins: after
+// it, or at the start again.
+func (s *Store) VerifyOld(ctx context.Context, first, before, size int64) (r Report, next int64, err error) {
+	if first < 1 || first >= before {
+		first = 1
+	}
+	last := min(first+size, before) - 1
+	if last < first {
+		return Report{}, 1, nil
+	}
+	r, err = s.Verify(ctx, first, last)
+	if last+1 == before {
+		return r, 1, err
+	}
+	return r, last + 1, err
+}
+
 func (s *Store) verify(ctx context.Context, tx pgx.Tx, first, last int64) (Report, error) {
 	if err := checkStart(ctx, tx, first); err != nil {
 		return Report{}, err
@@ -292,21 +337,36 @@ func (s *Store) verify(ctx context.Context, tx pgx.Tx, first, last int64) (Repor
 	if err != nil {
 		return Report{}, err
 	}
-	v := core.NewVerifier(start)
-	fault, err := s.walk(ctx, tx, v, last)
+	v := core.NewVerifier(s.sealer, start)
+	fault, err := walk(ctx, tx, v, last)
 	if err != nil {
 		return Report{}, err
 	}
 	// A walk that ends before its last event came to the end of the chain, or to where somebody cut it off.
 	if fault == nil && (last == 0 || v.Last().Sequence < last) {
-		if fault, err = s.verifyEnd(ctx, tx, v); err != nil {
+		if fault, err = verifyEnd(ctx, tx, v); err != nil {
 			return Report{}, err
 		}
 	}
 	if fault == nil {
-		fault = v.Doubt()
+		if fault, err = lesser(ctx, tx, v); err != nil {
+			return Report{}, err
+		}
 	}
-	return Report{Checked: v.Checked(), Fault: fault, Last: v.Last()}, nil
+	return Report{First: max(first, 1), Checked: v.Checked(), Fault: fault, Last: v.Last()}, nil
+}
+
+// lesser is what a chain that fits may still leave: a mark, or an anchor of which nothing can be said.
+func lesser(ctx context.Context, q querier, v *core.Verifier) (*core.Fault, error) {
+	a, _, err := newest(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	mark, doubt := v.Mark(a), v.Doubt()
+	if mark == nil || doubt != nil && mark.Reason == core.ReasonSecret {
+		return doubt, nil
+	}
+	return mark, nil
 }
 
 // checkStart refuses to begin after everything that the chain ever had: that would find a broken end in any chain.
@@ -322,12 +382,12 @@ func checkStart(ctx context.Context, q querier, first int64) error {
 	return nil
 }
 
-func (s *Store) verifyEnd(ctx context.Context, q querier, v *core.Verifier) (*core.Fault, error) {
+func verifyEnd(ctx context.Context, q querier, v *core.Verifier) (*core.Fault, error) {
 	head, err := readHead(ctx, q)
 	if err != nil {
 		return nil, err
 	}
-	if fault := v.End(s.sealer, head); fault != nil {
+	if fault := v.End(head); fault != nil {
 		return fault, nil
 	}
 	a, ok, err := newest(ctx, q)
@@ -351,7 +411,7 @@ func place(ctx context.Context, q querier, sequence int64) (core.Anchor, error) 
 	return a, nil
 }
 
-func (s *Store) walk(ctx context.Context, tx pgx.Tx, v *core.Verifier, last int64) (*core.Fault, error) {
+func walk(ctx context.Context, tx pgx.Tx, v *core.Verifier, last int64) (*core.Fault, error) {
 	for {
 		events, err := scan(ctx, tx, `SELECT `+columns+` FROM events WHERE sequence > $1 AND ($2 = 0 OR sequence <= $2) ORDER BY sequence LIMIT $3`,
 			v.Last().Sequence, last, walkSize)
@@ -370,7 +430,7 @@ func (s *Store) walk(ctx context.Context, tx pgx.Tx, v *core.Verifier, last int6
 				return fault, nil
 			}
 			if a, ok := anchors[e.Sequence]; ok {
-				if fault := v.Anchored(s.sealer, a); fault != nil {
+				if fault := v.Anchored(a); fault != nil {
 					return fault, nil
 				}
 			}

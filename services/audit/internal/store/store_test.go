@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/certctl/certctl/pkg/errs"
@@ -28,7 +29,7 @@ type bundle struct {
 func setup(t *testing.T) bundle {
 	t.Helper()
 	d := testpg.NewDatabase(t, store.Schema())
-	return bundle{database: d, store: store.New(d.Open(t, "audit"), core.NewSealer([]byte("test key"))), admin: d.Admin(t)}
+	return bundle{database: d, store: store.New(d.Open(t, "audit"), core.NewSealer([]byte("test key")), zap.NewNop()), admin: d.Admin(t)}
 }
 
 func (b bundle) tamper(t *testing.T, sql string, args ...any) {
@@ -268,6 +269,29 @@ func TestOnlyWhatIsNewIsVerifiedAfterACheckpoint(t *testing.T) {
 	require.Nil(t, r.Fault)
 	require.LessOrEqual(t, r.Checked, int64(3))
 	require.EqualValues(t, 6, r.Last.Sequence)
+}
+
+func TestWhatIsOlderIsVerifiedInPartsInTurn(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.append(t, 9)
+	type part struct{ checked, next int64 }
+	for _, c := range []struct {
+		first, before int64
+		want          part
+	}{
+		{0, 9, part{4, 5}}, {5, 9, part{4, 1}}, {5, 8, part{3, 1}}, {9, 9, part{4, 5}}, {12, 9, part{4, 5}}, {1, 1, part{0, 1}}, {1, 2, part{1, 1}},
+	} {
+		r, next, err := b.store.VerifyOld(t.Context(), c.first, c.before, 4)
+		require.NoError(t, err)
+		require.Nil(t, r.Fault)
+		require.Equal(t, c.want, part{r.Checked, next}, "from %d before %d", c.first, c.before)
+	}
+	b.tamper(t, `UPDATE audit.events SET actor_id = 'x' WHERE sequence = 6`)
+	r, _, err := b.store.VerifyOld(t.Context(), 5, 9, 4)
+	require.NoError(t, err)
+	require.NotNil(t, r.Fault)
+	require.EqualValues(t, 6, r.Fault.Sequence)
 }
 
 func TestTheServiceItselfCannotRewriteTheRecord(t *testing.T) {

@@ -136,13 +136,26 @@ func (c *Core) openSecrets(ctx context.Context, q store.Querier, issuerID string
 	}
 	out := make(map[string]secretbox.Secret, len(sealed))
 	for name, b := range sealed {
-		plain, err := c.deps.Box.Open(b, secretPlace(issuerID, name))
-		if err != nil {
-			return nil, fmt.Errorf("open secret %s of issuer %s: %w", name, issuerID, err)
+		if out[name], err = c.openSecret(issuerID, name, b); err != nil {
+			return nil, err
 		}
-		out[name] = secretbox.NewSecret(string(plain))
 	}
 	return out, nil
+}
+
+// openSecret opens one; that it cannot be opened is a fault of the configuration, which an operator can mend.
+func (c *Core) openSecret(issuerID, name string, sealed []byte) (secretbox.Secret, error) {
+	plain, err := c.deps.Box.Open(sealed, secretPlace(issuerID, name))
+	if err == nil {
+		return secretbox.NewSecret(string(plain)), nil
+	}
+	p := &issuer.PermanentError{Fault: issuer.FaultConfiguration, Reason: "SECRET_UNREADABLE", Field: name, Cause: err,
+		Message: fmt.Sprintf("secret %s of issuer %s was altered or moved in the database: give it anew, or restore it", name, issuerID)}
+	if errors.Is(err, secretbox.ErrUnknownKey) {
+		p.Message = fmt.Sprintf("secret %s of issuer %s is encrypted under %s, which is not in CERTCTL_ENCRYPTION_KEY: put its line back below the first, "+
+			"or give the secret anew if that key is lost", name, issuerID, secretbox.KeyOf(sealed))
+	}
+	return secretbox.Secret{}, p
 }
 
 // issuerOf reads an issuer, deleted ones included, and its connector. What was issued outlives the wish to issue more.

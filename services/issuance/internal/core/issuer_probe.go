@@ -104,12 +104,15 @@ func (c *Core) TryEdit(ctx context.Context, id string, e IssuerEdit) (IssuerTest
 	if err != nil {
 		return IssuerTest{}, err
 	}
-	stored, err := c.openSecrets(ctx, c.deps.DB.Pool, id)
+	stored, err := store.GetSecrets(ctx, c.deps.DB.Pool, id)
 	if err != nil {
 		return IssuerTest{}, err
 	}
+	// Only those that stay: one that is given anew may be one that cannot be opened.
 	for _, name := range s.kept {
-		s.secrets[name] = stored[name]
+		if s.secrets[name], err = c.openSecret(id, name, stored[name]); err != nil {
+			return IssuerTest{}, settingsError(err)
+		}
 	}
 	i.Status = "" // a type without a test has none
 	err = c.tryRemote(ctx, t, s.public, s.secrets, &i)
@@ -193,7 +196,7 @@ func (c *Core) IssuerCredentials(ctx context.Context, id, knownHash string) (Cre
 	}
 	secrets, err := c.openSecrets(ctx, c.deps.DB.Pool, id)
 	if err != nil {
-		return Credentials{}, err
+		return Credentials{}, instanceError(i, err)
 	}
 	settings := map[string]any{}
 	if err := json.Unmarshal(i.Config, &settings); err != nil {

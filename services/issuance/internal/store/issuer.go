@@ -190,12 +190,14 @@ type SealedSecret struct {
 	IssuerID string
 	Name     string
 	Sealed   []byte
+	// Deleted tells whether the issuer is out of sight. What it issued can still be revoked.
+	Deleted bool
 }
 
 // ListSecrets reads the sealed secrets of all issuers after one, in the order of the primary key.
 func ListSecrets(ctx context.Context, q Querier, after SealedSecret, limit int) ([]SealedSecret, error) {
-	return collect(ctx, q, "list issuer secrets", pgx.RowToStructByPos[SealedSecret], `SELECT issuer_id, name, sealed FROM issuer_secrets
- WHERE (issuer_id, name) > ($1, $2) ORDER BY issuer_id, name LIMIT $3`, after.IssuerID, after.Name, limit)
+	return collect(ctx, q, "list issuer secrets", pgx.RowToStructByPos[SealedSecret], `SELECT s.issuer_id, s.name, s.sealed, i.delete_time IS NOT NULL
+ FROM issuer_secrets s JOIN issuers i ON i.id = s.issuer_id WHERE (s.issuer_id, s.name) > ($1, $2) ORDER BY s.issuer_id, s.name LIMIT $3`, after.IssuerID, after.Name, limit)
 }
 
 // ReplaceSecret stores the same secret sealed anew; false when it is another one by now.

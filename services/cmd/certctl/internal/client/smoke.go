@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	// smokeTimeout bounds a run, and cleanTimeout what follows it in any case.
+	// smokeTimeout bounds a run. Each step of what follows in any case has as long, and cleanTimeout at least.
 	smokeTimeout = 2 * time.Minute
 	cleanTimeout = 30 * time.Second
 )
@@ -62,12 +62,26 @@ func (k *smoke) run(ctx context.Context, timeout time.Duration) error {
 	if !k.asked {
 		return err
 	}
-	left := k.each(context.WithoutCancel(ctx), cleanTimeout, k.cleaning())
+	left := k.clean(ctx, timeout)
 	if err != nil && left != nil {
 		k.note("not cleaned up: %v", left)
 		return err
 	}
 	return errors.Join(err, left)
+}
+
+// clean does all of its steps, whatever becomes of those before: a CA that revokes slowly keeps nothing from being archived.
+// After an interrupt it does not wait for long.
+func (k *smoke) clean(ctx context.Context, timeout time.Duration) error {
+	var problems []error
+	for _, s := range k.cleaning(ctx) {
+		ctx, limit := ctx, max(cleanTimeout, timeout)
+		if ctx.Err() != nil {
+			ctx, limit = context.WithoutCancel(ctx), cleanTimeout
+		}
+		problems = append(problems, k.each(ctx, limit, []step{s}))
+	}
+	return errors.Join(problems...)
 }
 
 func (k *smoke) each(ctx context.Context, timeout time.Duration, steps []step) error {

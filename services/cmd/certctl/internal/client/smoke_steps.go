@@ -61,13 +61,26 @@ func (k *smoke) steps() []step {
 }
 
 // cleaning is done whatever the steps have come to.
-func (k *smoke) cleaning() []step {
+func (k *smoke) cleaning(ctx context.Context) []step {
+	k.late(ctx)
 	byHand := "do it by hand: certctl certificates archive " + k.id
 	steps := []step{{"archive", k.archive, byHand}}
 	if k.version > 0 {
 		steps = append([]step{{"revoke", k.revoke, "see: certctl certificates versions " + k.id}}, steps...)
 	}
 	return steps
+}
+
+// late sees whether the certificate was issued after the steps had given it up.
+func (k *smoke) late(ctx context.Context) {
+	if k.version > 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
+	defer cancel()
+	if cert, err := k.certificate(ctx, k.id); err == nil { // if not, archive meets the same
+		k.version = cert.GetCurrentVersion()
+	}
 }
 
 func (k *smoke) certificates() inventoryv1.CertificateServiceClient {

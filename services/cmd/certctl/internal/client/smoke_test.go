@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -15,8 +16,11 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/certctl/certctl/pkg/config"
+	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/run"
 	"github.com/certctl/certctl/pkg/testpg"
+	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
+	schedulerv1 "github.com/certctl/certctl/proto/gen/go/certctl/renewalscheduler/v1"
 	"github.com/certctl/certctl/services/cmd/certctl/internal/client"
 	"github.com/certctl/certctl/services/cmd/certctl/internal/serve"
 	"github.com/certctl/certctl/services/cmd/certctl/internal/settings"
@@ -145,4 +149,34 @@ func TestSmokeSaysThatThereIsNoServer(t *testing.T) {
 	require.Equal(t, "FAILED ready", verdicts(r.out))
 	require.ErrorContains(t, r.failure, "step ready failed: "+g.url+" cannot be reached")
 	require.Less(t, time.Since(begin), time.Minute)
+}
+
+func TestSmokeCleansUpWhatWasIssuedLate(t *testing.T) {
+	t.Parallel()
+	g := newGateway(t)
+	rest := g.http.Config.Handler
+	g.http.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/ready" {
+			rest.ServeHTTP(w, r)
+			return
+		}
+		_, _ = w.Write([]byte(`{"services":{"inventory":{"ready":true}}}`))
+	})
+	answer(g, inventoryv1.CertificateService_CreateCertificate_FullMethodName, (*inventoryv1.CreateCertificateRequest)(nil), &inventoryv1.CreateCertificateResponse{})
+	waits := &schedulerv1.Job{Id: "job-1", Status: schedulerv1.Job_AWAITING_CSR}
+	answer(g, schedulerv1.JobService_ListJobs_FullMethodName, (*schedulerv1.ListJobsRequest)(nil), &schedulerv1.ListJobsResponse{Jobs: []*schedulerv1.Job{waits}})
+	answer(g, schedulerv1.JobService_GetJob_FullMethodName, (*schedulerv1.GetJobRequest)(nil), &schedulerv1.GetJobResponse{Job: waits})
+	answer(g, schedulerv1.JobService_SubmitCsr_FullMethodName, (*schedulerv1.SubmitCsrRequest)(nil), &schedulerv1.SubmitCsrResponse{})
+	answer(g, inventoryv1.CertificateService_GetCertificate_FullMethodName, (*inventoryv1.GetCertificateRequest)(nil),
+		&inventoryv1.GetCertificateResponse{Certificate: &inventoryv1.Certificate{CurrentVersion: 1}})
+	on(g, inventoryv1.CertificateService_RevokeCertificate_FullMethodName, func(*inventoryv1.RevokeCertificateRequest) (*inventoryv1.RevokeCertificateResponse, error) {
+		return nil, errs.New(errs.Conflict, "NO", "the CA will not")
+	})
+	answer(g, inventoryv1.CertificateService_DeleteCertificate_FullMethodName, (*inventoryv1.DeleteCertificateRequest)(nil), &inventoryv1.DeleteCertificateResponse{})
+
+	r := g.run(t, "smoke", "--timeout", "1s")
+	require.Equal(t, 4, r.code)
+	require.Equal(t, "ok ready, ok create, ok job, FAILED issue, FAILED revoke, ok archive", verdicts(r.out))
+	require.ErrorContains(t, r.failure, "step issue failed: not finished after 1s")
+	require.Contains(t, r.err, "not cleaned up: step revoke failed: the CA will not")
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -41,6 +42,7 @@ type process struct {
 	sealed     *secretbox.Box
 	registries map[string]*metrics.Registry
 	gatherers  []prometheus.Gatherer
+	servicesMu sync.Mutex // /loops may be asked before all are there
 	services   map[string]service
 	bootstrap  []func(ctx context.Context) error
 	conns      []*grpc.ClientConn
@@ -148,6 +150,9 @@ func (p *process) open(ctx context.Context, name string) (*pg.DB, error) {
 	size, quota := quotas[name], 0
 	if !p.cfg.Postgres.URL.IsZero() || p.cfg.Postgres.Replicas > 1 {
 		size, quota = 0, quotas[name] // there are others of its kind, or may be
+		if p.cfg.Postgres.Quota > 0 {
+			quota = p.cfg.Postgres.Quota
+		}
 	}
 	db, err := pg.Open(ctx, pg.Config{
 		BaseURL: p.databaseURL, Password: p.cfg.Postgres.Password, RoleSecret: p.cfg.Postgres.RoleSecret, SharedRoles: p.cfg.Postgres.Roles == "shared", Service: name,
@@ -206,7 +211,7 @@ func (p *process) server(name string, s service, db *pg.DB) (*rpc.Server, error)
 	if err != nil {
 		return nil, fmt.Errorf("serve %s: %w", name, err)
 	}
-	if err := server.Health().Add("postgres", db.Pool.Ping); err != nil {
+	if err := server.Health().Add("postgres", db.Healthy); err != nil {
 		return nil, fmt.Errorf("serve %s: %w", name, err)
 	}
 	p.probe.health.Store(server.Health())
@@ -214,8 +219,17 @@ func (p *process) server(name string, s service, db *pg.DB) (*rpc.Server, error)
 	return server, nil
 }
 
+// serves notes a service of this process.
+func (p *process) serves(name string, s service) {
+	p.servicesMu.Lock()
+	defer p.servicesMu.Unlock()
+	p.services[name] = s
+}
+
 // loops tells how the loops of this process are.
 func (p *process) loops() map[string][]tick.State {
+	p.servicesMu.Lock()
+	defer p.servicesMu.Unlock()
 	states := make(map[string][]tick.State, len(p.services))
 	for name, s := range p.services {
 		states[name] = s.Loops()

@@ -176,7 +176,7 @@ func One(ctx context.Context, cfg settings.Server, name string) error {
 	return p.wait(outer, inner)
 }
 
-// startOne starts what operators look at first, since the service may wait long for its database.
+// startOne starts what operators look at before the service, which may wait long for its database.
 func (p *process) startOne(ctx context.Context, inner, outer *run.Group, name string) error {
 	if name != nameGateway && p.databaseURL.IsZero() {
 		return errors.New("CERTCTL_DATABASE_URL is not set: services that run apart share one Postgres")
@@ -190,10 +190,11 @@ func (p *process) startOne(ctx context.Context, inner, outer *run.Group, name st
 	if err := p.startProbe(outer); err != nil {
 		return err
 	}
-	if err := p.startServices(ctx, inner, name); err != nil {
+	p.registry(name) // what is not there yet would not be shown
+	if err := p.startMetrics(outer); err != nil {
 		return err
 	}
-	return p.startMetrics(outer)
+	return p.startServices(ctx, inner, name)
 }
 
 // wait lets the outside end first, so that what was accepted is finished by services that still work.
@@ -265,7 +266,7 @@ func (p *process) startServices(ctx context.Context, g *run.Group, names ...stri
 		if err != nil {
 			return err
 		}
-		p.services[name] = s
+		p.serves(name, s)
 		if err := p.listen(ctx, g, name, s, db); err != nil {
 			return err
 		}
@@ -336,7 +337,8 @@ func (p *process) startGateway(g *run.Group, ready func(url string) error) error
 		deps.Loops = p.loops
 	}
 	if cfg.TLSCertFile == "" {
-		source, err := servercert.New(p.dir, servercert.Config{Names: p.cfg.TLS.Names, CACertFile: p.cfg.TLS.CACertFile, CAKeyFile: p.cfg.TLS.CAKeyFile}, time.Now)
+		source, err := servercert.New(p.dir, servercert.Config{Names: p.cfg.TLS.Names, CACertFile: p.cfg.TLS.CACertFile, CAKeyFile: p.cfg.TLS.CAKeyFile},
+			deps.Log, time.Now)
 		if err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@
 package servercert
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -19,6 +20,8 @@ import (
 	"sync"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/certctl/certctl/services/cmd/certctl/internal/home"
 )
 
@@ -29,6 +32,13 @@ const (
 	caRenewBefore = 365 * 24 * time.Hour
 	leafLifetime  = 90 * 24 * time.Hour
 	backdate      = 5 * time.Minute
+	// caWarnBefore is when the log begins to ask for another CA from outside, which nobody renews.
+	caWarnBefore = 90 * 24 * time.Hour
+	warnEvery    = 24 * time.Hour
+	// A certificate that could not be replaced is used, and that is tried again after retryAfter; one that ends with its CA is
+	// as good as there can be, and after lookAgain there may be another CA.
+	retryAfter = time.Minute
+	lookAgain  = time.Hour
 )
 
 // Config says what the certificate is for and who signs it.
@@ -43,15 +53,19 @@ type Config struct {
 type Source struct {
 	dir home.Dir
 	cfg Config
+	log *zap.Logger
 	now func() time.Time
 
-	mu   sync.Mutex
-	cert *tls.Certificate
+	mu     sync.Mutex
+	cert   *tls.Certificate
+	next   time.Time // when to look for another one
+	caEnd  time.Time
+	warned time.Time
 }
 
 // New makes or reads the CA.
-func New(dir home.Dir, cfg Config, now func() time.Time) (*Source, error) {
-	s := &Source{dir: dir, cfg: cfg, now: now}
+func New(dir home.Dir, cfg Config, log *zap.Logger, now func() time.Time) (*Source, error) {
+	s := &Source{dir: dir, cfg: cfg, log: log, now: now}
 	_, err := s.Certificate()
 	return s, err
 }
@@ -61,41 +75,85 @@ func (s *Source) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) 
 	return s.Certificate()
 }
 
-// Certificate answers the current certificate with the CA behind it.
+// Certificate answers the current certificate with the CA behind it. One that cannot be replaced is used while it is valid.
 func (s *Source) Certificate() (*tls.Certificate, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.cert != nil && s.now().Before(s.cert.Leaf.NotAfter.Add(-leafLifetime/3)) {
+	defer s.warn()
+	if s.cert != nil && s.now().Before(s.next) {
 		return s.cert, nil
 	}
+	err := s.renew()
+	switch {
+	case err == nil:
+	case s.cert == nil || !s.now().Before(s.cert.Leaf.NotAfter):
+		return nil, err
+	default:
+		s.log.Error("the gateway's certificate could not be replaced; it is used until it ends", zap.Time("not_after", s.cert.Leaf.NotAfter), zap.Error(err))
+		s.next = s.earlier(s.now().Add(retryAfter))
+	}
+	return s.cert, nil
+}
+
+// renew makes a certificate, unless the one that there is lasts as long as its CA.
+func (s *Source) renew() error {
 	authority := s.authority
 	if s.cfg.CACertFile != "" {
 		authority = s.given
 	}
 	ca, key, err := authority()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	cert, err := s.issue(ca, key)
-	if err != nil {
-		return nil, err
+	if s.cert == nil || !s.cert.Leaf.NotAfter.Equal(ca.NotAfter) || s.cert.Leaf.CheckSignatureFrom(ca) != nil {
+		cert, err := s.issue(ca, key)
+		if err != nil {
+			return err
+		}
+		s.cert = cert
 	}
-	s.cert = cert
-	return cert, nil
+	s.caEnd = ca.NotAfter
+	s.next = s.cert.Leaf.NotAfter.Add(-leafLifetime / 3)
+	if !s.now().Before(s.next) { // only another CA gives more
+		s.next = s.earlier(s.now().Add(lookAgain))
+	}
+	return nil
+}
+
+// warn tells once a day that the CA ends soon.
+func (s *Source) warn() {
+	now := s.now()
+	if s.caEnd.IsZero() || now.Before(s.caEnd.Add(-caWarnBefore)) || now.Before(s.warned.Add(warnEvery)) {
+		return
+	}
+	s.log.Warn("the CA of the gateway's certificate ends soon: make another, and give it to agents and clients first", zap.Time("not_after", s.caEnd))
+	s.warned = now
+}
+
+// earlier answers t or the end of the certificate.
+func (s *Source) earlier(t time.Time) time.Time {
+	if end := s.cert.Leaf.NotAfter; end.Before(t) {
+		return end
+	}
+	return t
 }
 
 // given reads a CA from outside.
-func (s *Source) given() (*x509.Certificate, *ecdsa.PrivateKey, error) {
+func (s *Source) given() (*x509.Certificate, crypto.Signer, error) {
 	pair, err := tls.LoadX509KeyPair(s.cfg.CACertFile, s.cfg.CAKeyFile)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read CA of the gateway's certificate (CERTCTL_TLS_CA_CERT_FILE, CERTCTL_TLS_CA_KEY_FILE): %w", err)
 	}
-	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
+	key, ok := pair.PrivateKey.(crypto.Signer)
 	switch {
 	case !ok:
-		return nil, nil, fmt.Errorf("CERTCTL_TLS_CA_KEY_FILE %s is no ECDSA key", s.cfg.CAKeyFile)
+		return nil, nil, fmt.Errorf("CERTCTL_TLS_CA_KEY_FILE %s is no key that signs: give one of ECDSA, RSA or Ed25519", s.cfg.CAKeyFile)
 	case !pair.Leaf.IsCA:
 		return nil, nil, fmt.Errorf("CERTCTL_TLS_CA_CERT_FILE %s is no CA: a certificate for the gateway itself belongs in CERTCTL_TLS_CERT_FILE", s.cfg.CACertFile)
+	case pair.Leaf.KeyUsage != 0 && pair.Leaf.KeyUsage&x509.KeyUsageCertSign == 0: // without the extension it may (RFC 5280, section 4.2.1.3)
+		return nil, nil, fmt.Errorf("CERTCTL_TLS_CA_CERT_FILE %s may not sign certificates: make one with the key usage keyCertSign", s.cfg.CACertFile)
+	case s.now().Before(pair.Leaf.NotBefore):
+		return nil, nil, fmt.Errorf("CERTCTL_TLS_CA_CERT_FILE %s begins at %s: wait until then, or mend the clock here or where it was made", s.cfg.CACertFile, pair.Leaf.NotBefore.Format(time.RFC3339))
 	case !s.now().Before(pair.Leaf.NotAfter):
 		return nil, nil, fmt.Errorf("CERTCTL_TLS_CA_CERT_FILE %s ended at %s: make another, and give it to agents and clients", s.cfg.CACertFile, pair.Leaf.NotAfter.Format(time.RFC3339))
 	}
@@ -104,7 +162,7 @@ func (s *Source) given() (*x509.Certificate, *ecdsa.PrivateKey, error) {
 
 // authority reads the CA from the directory. One that is missing or about to end is made, with the key that is there: what
 // agents have pinned stays valid until its own end.
-func (s *Source) authority() (*x509.Certificate, *ecdsa.PrivateKey, error) {
+func (s *Source) authority() (*x509.Certificate, crypto.Signer, error) {
 	key, err := s.key()
 	if err != nil {
 		return nil, nil, err
@@ -156,7 +214,7 @@ func (s *Source) key() (*ecdsa.PrivateKey, error) {
 	}
 	key, ok := parsed.(*ecdsa.PrivateKey)
 	if !ok {
-		return nil, fmt.Errorf("internal CA: %s is no ECDSA key", s.dir.Path(caKeyFile))
+		return nil, fmt.Errorf("internal CA: %s is no ECDSA key, as certctl makes it: put its own back; a CA from elsewhere belongs in CERTCTL_TLS_CA_CERT_FILE", s.dir.Path(caKeyFile))
 	}
 	return key, nil
 }
@@ -173,7 +231,7 @@ func (s *Source) makeKey() (*ecdsa.PrivateKey, error) {
 	return key, s.dir.Write(caKeyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
 }
 
-func (s *Source) create(key *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey, error) {
+func (s *Source) create(key *ecdsa.PrivateKey) (*x509.Certificate, crypto.Signer, error) {
 	template, err := s.template("certctl internal CA", caLifetime)
 	if err != nil {
 		return nil, nil, err
@@ -194,7 +252,7 @@ func (s *Source) create(key *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.Privat
 	return ca, key, nil
 }
 
-func (s *Source) issue(ca *x509.Certificate, caKey *ecdsa.PrivateKey) (*tls.Certificate, error) {
+func (s *Source) issue(ca *x509.Certificate, caKey crypto.Signer) (*tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("make server key: %w", err)

@@ -35,6 +35,7 @@ type Postgres struct {
 	Roles      string           `env:"CERTCTL_DATABASE_ROLES" envDefault:"separate" check:"oneof separate shared" help:"separate: each service has its own login role; shared: all use the base login (for managed databases without CREATEROLE)."`
 	MaxConns   int              `env:"CERTCTL_DATABASE_MAX_CONNS" envDefault:"50" check:"int 10..10000" help:"Connections of the whole installation."`
 	Quotas     string           `env:"CERTCTL_DATABASE_POOL_QUOTAS" envDefault:"inventory=16,issuance=12,renewalscheduler=12,asyncpoller=6,audit=4" help:"Connections of each service, over all its replicas. They add up to CERTCTL_DATABASE_MAX_CONNS."`
+	Quota      int              `env:"CERTCTL_DATABASE_QUOTA" check:"int 0..10000" help:"Connections of this service alone, for CERTCTL_DATABASE_ROLES=shared; else the limit counts that migrate has given its role. Not set, or 0: as in CERTCTL_DATABASE_POOL_QUOTAS."`
 	Replicas   int              `env:"CERTCTL_SERVICE_REPLICAS" envDefault:"1" check:"int 1..1000" help:"Replicas of this service; each takes its part of the rates of CA accounts. (Connections are shared out by how many there are.)"`
 }
 
@@ -153,8 +154,8 @@ func (s Server) validateSecrets() error {
 		value secretbox.Secret
 		least int
 	}{
-		{"CERTCTL_INTERNAL_SECRET", s.Secrets.Internal, 16},
-		{"CERTCTL_AGENT_JOIN_TOKEN", s.Agents.JoinToken, 16},
+		{"CERTCTL_INTERNAL_SECRET", s.Secrets.Internal, secretbox.MinSecret},
+		{"CERTCTL_AGENT_JOIN_TOKEN", s.Agents.JoinToken, secretbox.MinSecret},
 		{"CERTCTL_DATABASE_ROLE_SECRET", s.Postgres.RoleSecret, 1},
 	} {
 		if list.value.IsZero() {

@@ -78,9 +78,10 @@ global:
         caConfigMap: ""
         existingSecret: ""
         maxConns: 50
-        port: 5432
+        port: 0
         roles: separate
         url: ""
+    fixedIds: true
     image:
         digest: ""
         pullPolicy: IfNotPresent
@@ -92,6 +93,7 @@ global:
     networkPolicy:
         caEgress: []
         enabled: true
+        extraEgress: []
         metricsFrom: []
     secrets:
         encryptionKey: ""
@@ -179,14 +181,13 @@ issuance:
 migrate:
     activeDeadlineSeconds: 900
     backoffLimit: 3
-    nodeSelector: {}
+    mode: hook
     resources:
         limits:
             memory: 256Mi
         requests:
             cpu: 50m
             memory: 64Mi
-    tolerations: []
 monitoring:
     dashboard:
         enabled: false
@@ -261,6 +262,7 @@ server:
         type: ClusterIP
     tls:
         certManager:
+            dnsNames: []
             duration: 2160h
             enabled: false
             issuerRef:

@@ -91,3 +91,29 @@ automountServiceAccountToken: false
 []
 {{- end -}}
 {{- end }}
+
+{{/* The security context of a pod, without ids where the cluster gives them. Takes (list values context). */}}
+{{- define "certctl.podSecurity" -}}
+{{- $context := index . 1 -}}
+{{- if not (index . 0).global.fixedIds -}}{{- $context = omit $context "runAsUser" "runAsGroup" "fsGroup" -}}{{- end -}}
+{{- toYaml $context -}}
+{{- end }}
+
+{{/* Where the pods of jobs are scheduled: where services are. Takes the values of the umbrella, answers values for certctl.podHead. */}}
+{{- define "certctl.jobScheduling" -}}
+{{- pick .global.service "nodeSelector" "tolerations" "priorityClassName" | merge (dict "global" (pick .global "imagePullSecrets")) | toYaml -}}
+{{- end }}
+
+{{/* The password beside the URL of an external Postgres, if there is one; a list of none or one variable. */}}
+{{- define "certctl.databasePassword" -}}
+{{- with .global.database.existingSecret -}}
+- name: CERTCTL_DATABASE_PASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: password
+      optional: true
+{{- else -}}
+[]
+{{- end -}}
+{{- end }}

@@ -15,6 +15,7 @@ One service of the control plane: ServiceAccount, Service, Deployment, and what 
   "CERTCTL_GRPC_LISTEN_ADDR" ":9443"
   "CERTCTL_HEALTH_LISTEN_ADDR" ":9444"
   "CERTCTL_DATABASE_ROLES" $values.global.database.roles
+  "CERTCTL_DATABASE_QUOTA" (int $values.database.quota)
 ) -}}
 {{- $keys := merge (deepCopy .secrets) (dict "CERTCTL_INTERNAL_SECRET" "internal-secret" "CERTCTL_DATABASE_ROLE_SECRET" "role-secret") -}}
 {{- $sources := list
@@ -43,7 +44,7 @@ spec:
       appProtocol: https
 ---
 {{ include "certctl.deployment" (dict "root" $root "values" $values "component" $component
-  "args" (list "serve" "--service" .service) "env" $env "secrets" $files "sources" $sources
+  "args" (list "serve" "--service" .service) "moreEnv" (ternary (include "certctl.databasePassword" $values | fromYamlArray) list (eq $values.global.database.roles "shared")) "env" $env "secrets" $files "sources" $sources
   "hashes" (list (toJson $values.global.secrets) (toJson $values.global.database) (include "certctl.secretHash" (list $root $values.global.secrets.existingSecret)) (include "certctl.secretHash" (list $root $values.global.database.existingSecret)))
   "ports" (dict "grpc" 9443 "health" 9444)
   "probes" (dict
@@ -72,11 +73,14 @@ CERTCTL_AUDIT_ADDR: {{ include "certctl.name" (list . "audit") }}:9443
 
 {{/*
 A Deployment with its autoscaler and disruption budget. Takes a map: root, values, component, args, env, secrets (variable to file),
-sources (of the projected volume with those files), hashes (of what pods must be restarted for), ports, probes; and mounts and
+moreEnv (a list as in a container), sources (of the projected volume with those files), hashes (of what pods must be restarted for), ports, probes; and mounts and
 volumes, if there are more.
 */}}
 {{- define "certctl.deployment" -}}
 {{- $root := .root -}}{{- $values := .values -}}{{- $component := .component -}}
+{{- if gt (add (int $values.preStopSeconds) 15) (int $values.terminationGracePeriodSeconds) -}}
+{{- fail (printf "%s.terminationGracePeriodSeconds (%d) is less than %s.preStopSeconds (%d) and the 15 seconds of a stop: connections would be cut" $component (int $values.terminationGracePeriodSeconds) $component (int $values.preStopSeconds)) -}}
+{{- end -}}
 {{- $env := merge (deepCopy .env) (dict "CERTCTL_DATA_DIR" "/var/lib/certctl/data" "CERTCTL_LOG_LEVEL" $values.logLevel "CERTCTL_LOG_FORMAT" "json") -}}
 {{- $ports := deepCopy .ports -}}
 {{- if $values.global.metrics.enabled -}}
@@ -119,7 +123,7 @@ spec:
         {{- include "certctl.spread" (list $root $values $component) | nindent 8 }}
       terminationGracePeriodSeconds: {{ int $values.terminationGracePeriodSeconds }}
       securityContext:
-        {{- toYaml $values.podSecurityContext | nindent 8 }}
+        {{- include "certctl.podSecurity" (list $values $values.podSecurityContext) | nindent 8 }}
       containers:
         - name: {{ $component }}
           image: {{ include "certctl.image" (list $root $values.global.image) }}
@@ -127,6 +131,9 @@ spec:
           args: {{ toJson .args }}
           env:
             {{- include "certctl.env" (list $root $values $env .secrets) | nindent 12 }}
+            {{- with .moreEnv }}
+            {{- toYaml . | nindent 12 }}
+            {{- end }}
           ports:
             {{- range $name, $port := $ports }}
             - name: {{ $name }}
@@ -194,6 +201,9 @@ spec:
 {{- $scaling := .values.autoscaling -}}
 {{- if not (or $scaling.targetCPUUtilizationPercentage $scaling.targetQueueAgeSeconds) -}}
 {{- fail (printf "%s.autoscaling.enabled has nothing to scale by: set %s.autoscaling.targetCPUUtilizationPercentage or targetQueueAgeSeconds" .component .component) -}}
+{{- end -}}
+{{- if and $scaling.targetQueueAgeSeconds (or (eq .component "server") (not .values.global.metrics.enabled)) -}}
+{{- fail (printf "%s.autoscaling.targetQueueAgeSeconds has no metric to go by: the gateway has no queue, and the services show theirs with global.metrics.enabled=true" .component) -}}
 {{- end -}}
 {{- if gt (int $scaling.minReplicas) (int $scaling.maxReplicas) -}}
 {{- fail (printf "%s.autoscaling.minReplicas (%d) is greater than maxReplicas (%d)" .component (int $scaling.minReplicas) (int $scaling.maxReplicas)) -}}

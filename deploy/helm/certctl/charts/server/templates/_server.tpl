@@ -24,8 +24,8 @@
 {{- if and $values.ingress.enabled (not $values.ingress.host) -}}
 {{- fail "server.ingress.host is not set: an Ingress without a host would take every host of its controller" -}}
 {{- end -}}
-{{- if gt (add (int $values.preStopSeconds) 15) (int $values.terminationGracePeriodSeconds) -}}
-{{- fail (printf "server.terminationGracePeriodSeconds (%d) is less than preStopSeconds (%d) and the 15 seconds of a stop: connections would be cut" (int $values.terminationGracePeriodSeconds) (int $values.preStopSeconds)) -}}
+{{- if and (eq $type "none") (or $values.ingress.enabled (ne $values.service.type "ClusterIP")) -}}
+{{- fail "server.auth.type=none makes everybody who reaches the gateway an admin, and an Ingress, LoadBalancer or NodePort of its own lets them past the proxy: leave server.ingress.enabled=false and server.service.type=ClusterIP, and expose the proxy" -}}
 {{- end -}}
 {{- end }}
 
@@ -48,10 +48,25 @@
 {{/* The names of the gateway's certificate: every name of its Service, and what the values add. */}}
 {{- define "server.names" -}}
 {{- $root := index . 0 -}}{{- $values := index . 1 -}}
+{{- if and $values.tls.certManager.enabled $values.tls.certManager.dnsNames -}}
+{{- join "," $values.tls.certManager.dnsNames -}}
+{{- else -}}
 {{- $service := include "certctl.name" (list $root "server") -}}
 {{- $names := list $service (printf "%s.%s" $service $root.Release.Namespace) (printf "%s.%s.svc" $service $root.Release.Namespace) (printf "%s.%s.svc.cluster.local" $service $root.Release.Namespace) -}}
 {{- if $values.ingress.enabled -}}{{- $names = append $names $values.ingress.host -}}{{- end -}}
 {{- concat $names $values.tls.names | uniq | join "," -}}
+{{- end -}}
+{{- end }}
+
+{{/* The key of an admin in a list of API keys: the first that has no name, or that role; else the first. */}}
+{{- define "server.adminKey" -}}
+{{- $keys := splitList "," . -}}
+{{- $admin := first $keys -}}
+{{- range $key := reverse $keys -}}
+{{- $parts := splitList ":" $key -}}
+{{- if or (lt (len $parts) 3) (eq (index $parts 1) "admin") -}}{{- $admin = $key -}}{{- end -}}
+{{- end -}}
+{{- splitList ":" $admin | last | trim -}}
 {{- end }}
 
 {{/*
