@@ -30,8 +30,8 @@ type load struct {
 }
 
 const (
-	loadLines = 4
-	loadPause = 300 * time.Millisecond
+	loadLines = 2
+	loadPause = time.Second
 	// leastUnderLoad is how many certificates have to be made meanwhile for a test to mean something.
 	leastUnderLoad = 10
 )
