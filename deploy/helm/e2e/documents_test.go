@@ -12,6 +12,19 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// home is where the documents keep values and secrets.
+var home string
+
+func TestMain(m *testing.M) {
+	var err error
+	if home, err = os.MkdirTemp("", "certctl-e2e"); err != nil {
+		panic(err)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(home)
+	os.Exit(code)
+}
+
 // looks are the blocks of commands that only look, by name: `<!-- run: look-NAME -->`.
 func looks(t *testing.T) (names []string) {
 	t.Helper()
@@ -43,7 +56,7 @@ func documented(t *testing.T, name string) string {
 				require.True(t, ok, "%s: no ```sh after the mark %s", file, name)
 				block, _, ok := strings.Cut(rest, "\n```")
 				require.True(t, ok)
-				return "set -eu\n" + block
+				return "set -eu\nexport HOME=" + home + "\n" + block
 			}
 		}
 	}

@@ -42,7 +42,7 @@ func basics() []string {
 
 // TestTheInstallCommandOfTheDocuments runs it word for word, and what an operator does with the release until it is removed.
 func TestTheInstallCommandOfTheDocuments(t *testing.T) {
-	t.Setenv("HOME", t.TempDir()) // where the documents keep values and secrets
+	t.Parallel()
 	r := newRelease(t, "certctl", "certctl")
 	r.volume("data-" + r.name + "-postgres-0")
 	// The command creates the namespace by itself, too; it is there already for the volume and for the clean-up.
@@ -107,7 +107,7 @@ func lookAround(t *testing.T, r *release, key string) {
 
 // tour goes from a certificate to its renewal, revocation and record, over the Service.
 func tour(t *testing.T, a *api) {
-	dir := "/var/lib/certctl-agent/" + a.r.ns + "/" + a.r.name + "/tour"
+	dir := "/data/tour"
 	agent := a.agent()
 	a.must(http.MethodPost, "/api/v1/targets", object{"id": "tour", "name": "tour", "type": "file", "agent_id": agent,
 		"config": object{"fullchain_path": dir + "-fullchain.pem", "key_path": dir + "-key.pem"}})
@@ -226,6 +226,7 @@ func remedyThatLosesEverything(t *testing.T, r *release) {
 
 // TestScalingRotationKillsAndDrainsUnderLoad shakes one installation while certificates are made.
 func TestScalingRotationKillsAndDrainsUnderLoad(t *testing.T) {
+	t.Parallel()
 	r := newRelease(t, "certctl", "certctl-load")
 	r.volume("data-" + r.name + "-postgres-0")
 	r.install(append(basics(), "--wait", "--timeout", "5m")...) // hooks run after the wait: the first migration must not be one
@@ -342,6 +343,7 @@ func TestScalingRotationKillsAndDrainsUnderLoad(t *testing.T) {
 
 // TestAnUpgradeFromTheChartBeforeTakesOldValues upgrades from a chart that knew less.
 func TestAnUpgradeFromTheChartBeforeTakesOldValues(t *testing.T) {
+	t.Parallel()
 	before := filepath.Join(t.TempDir(), "certctl")
 	require.NoError(t, os.CopyFS(before, os.DirFS(chart)))
 	// What an older chart did not have: a section, a key of every service, and a key of one.
@@ -433,6 +435,7 @@ func (r *release) tlsSecret(name, cert, key string) {
 // TestACertificateOfOnesOwnUnderAnotherNameIsServedAndReplaced has a release of another name, a TLS Secret without ca.crt, and a second
 // release of that name beside it.
 func TestACertificateOfOnesOwnUnderAnotherNameIsServedAndReplaced(t *testing.T) {
+	t.Parallel()
 	one, other := newRelease(t, "edge", "certctl-one"), newRelease(t, "edge", "certctl-other")
 	one.volume("data-" + one.name + "-postgres-0")
 	other.volume("data-" + other.name + "-postgres-0")
@@ -471,6 +474,7 @@ func servedBy(t *testing.T, r *release) string {
 // TestARestrictedNamespaceHoldsTheControlPlane installs the control plane where Pod Security is restricted, on a Postgres of its own
 // elsewhere that comes late, without authentication; and the agents in a namespace of their own.
 func TestARestrictedNamespaceHoldsTheControlPlane(t *testing.T) {
+	t.Parallel()
 	db := newRelease(t, "db", "certctl-db")
 	db.volume("data-" + db.name + "-postgres-0")
 	r := newRelease(t, "certctl", "certctl-restricted", "pod-security.kubernetes.io/enforce=restricted")

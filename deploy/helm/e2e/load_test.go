@@ -100,7 +100,7 @@ func (l *load) do(ctx context.Context, method, path string, body object) (object
 func (l *load) one(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	dir := "/var/lib/certctl-agent/" + l.a.r.ns + "/" + l.a.r.name + "/" + id // the one directory that is the agent's to write
+	dir := "/data/" + id // the one directory that is the agent's to write
 	_, err := l.do(ctx, http.MethodPost, "/api/v1/targets", object{"id": id, "name": id, "type": "file", "agent_id": l.agent,
 		"config": object{"fullchain_path": dir + "-fullchain.pem", "key_path": dir + "-key.pem"}})
 	if err != nil {
