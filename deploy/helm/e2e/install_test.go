@@ -239,12 +239,14 @@ func TestScalingRotationKillsAndDrainsUnderLoad(t *testing.T) {
 	}
 	agent := a.agent()
 
-	for _, service := range []string{"server", "inventory", "issuance", "renewal-scheduler", "async-poller", "audit"} {
-		t.Run("scale "+service, func(t *testing.T) {
-			a.shake("scale-"+service, func() {
-				upgrade("--set", service+".replicas=3")
-				require.Len(t, r.pods(service), 3)
-				upgrade("--set", service+".replicas=1")
+	for _, services := range [][]string{{"server", "inventory"}, {"issuance", "renewal-scheduler"}, {"async-poller", "audit"}} {
+		names := strings.Join(services, "-")
+		t.Run("scale "+names, func(t *testing.T) {
+			a.shake("scale-"+names, func() {
+				upgrade("--set", services[0]+".replicas=3", "--set", services[1]+".replicas=3")
+				require.Len(t, r.pods(services[0]), 3)
+				require.Len(t, r.pods(services[1]), 3)
+				upgrade("--set", services[0]+".replicas=1", "--set", services[1]+".replicas=1")
 			})
 		})
 	}
