@@ -37,7 +37,15 @@ func set(key, value string) string {
 
 // basics are the two values that an install needs.
 func basics() []string {
-	return []string{"--set", set("server.auth.apiKey", firstKey), "--set", set("postgresql.auth.password", password)}
+	return append(small(), "--set", set("server.auth.apiKey", firstKey), "--set", set("postgresql.auth.password", password))
+}
+
+// small asks for next to nothing of the node, on which several releases have to find room at the same time.
+func small() (args []string) {
+	for _, section := range []string{"global.service", "server", "inventory", "issuance", "postgresql", "migrate", "agent"} {
+		args = append(args, "--set", section+".resources.requests.cpu=1m")
+	}
+	return args
 }
 
 // TestTheInstallCommandOfTheDocuments runs it word for word, and what an operator does with the release until it is removed.
@@ -482,8 +490,8 @@ func TestARestrictedNamespaceHoldsTheControlPlane(t *testing.T) {
 	r := newRelease(t, "certctl", "certctl-restricted", "pod-security.kubernetes.io/enforce=restricted")
 	url := "postgres://certctl:" + strings.NewReplacer("/", "%2F", "@", "%40", "#", "%23", "%", "%25", "?", "%3F").Replace(password) +
 		"@external." + db.ns + ".svc:5432/certctl?sslmode=disable"
-	r.helm("install", r.name, chart, "--set", "agent.enabled=false", "--set", "postgresql.enabled=false", "--set", set("server.databaseUrl", url),
-		"--set", "server.auth.type=none", "--set", "server.allowFrom[0].ipBlock.cidr=0.0.0.0/0", "--no-hooks")
+	r.helm(append(small(), "install", r.name, chart, "--set", "agent.enabled=false", "--set", "postgresql.enabled=false", "--set", set("server.databaseUrl", url),
+		"--set", "server.auth.type=none", "--set", "server.allowFrom[0].ipBlock.cidr=0.0.0.0/0", "--no-hooks")...)
 	require.Eventually(t, func() bool {
 		log, err := try(t, "", "kubectl", "-n", r.ns, "logs", "-l", "app.kubernetes.io/component=inventory")
 		return err == nil && strings.Contains(log, "waiting for the database")
