@@ -1,6 +1,8 @@
 package helm_test
 
 import (
+	"crypto/x509"
+	"encoding/pem"
 	"iter"
 	"maps"
 	"os"
@@ -142,6 +144,19 @@ func TestPodsRollWhenASecretThatTheyReadChanges(t *testing.T) {
 	}
 	// A TLS Secret is read again by the gateway itself.
 	require.Equal(t, hash(t, with("own-tls", "old"), "server"), hash(t, with("own-tls", "new"), "server"))
+}
+
+func TestTheCAHasAnotherNameThanTheCertificatesThatItSigns(t *testing.T) {
+	t.Parallel()
+	text, ok := find(t, basic().must(t), "ConfigMap", "rel-server-ca").at("data", "ca.crt").(string)
+	require.True(t, ok)
+	block, _ := pem.Decode([]byte(text))
+	require.NotNil(t, block)
+	ca, err := x509.ParseCertificate(block.Bytes)
+	require.NoError(t, err)
+	require.True(t, ca.IsCA)
+	// The gateway's own is called certctl; OpenSSL, and so curl, would call it self-signed.
+	require.NotEqual(t, "certctl", ca.Subject.CommonName)
 }
 
 func TestWhatTheChartMadeOnceStays(t *testing.T) {

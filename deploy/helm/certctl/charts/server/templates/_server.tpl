@@ -71,7 +71,8 @@
 
 {{/*
 The CA that the gateway signs its own certificate with. It is made once: agents and users trust it. The certificate alone is in a
-ConfigMap, for agents and users; the key is for the gateway.
+ConfigMap, for agents and users; the key is for the gateway. Its name must not be that of the certificates which it signs ("certctl"): OpenSSL
+takes a certificate whose subject is its issuer for self-signed.
 */}}
 {{- define "server.authority" -}}
 {{- $root := index . 0 -}}
@@ -79,7 +80,7 @@ ConfigMap, for agents and users; the key is for the gateway.
 {{- $there := (lookup "v1" "Secret" $root.Release.Namespace (printf "%s-ca" $name)).data | default dict -}}
 {{- $cert := get $there "ca.crt" | b64dec -}}{{- $key := get $there "ca.key" | b64dec -}}
 {{- if not (and $cert $key) -}}
-{{- $made := genCAWithKey "certctl" 3650 (genPrivateKey "ecdsa") -}}
+{{- $made := genCAWithKey (printf "certctl CA of %s in %s" $root.Release.Name $root.Release.Namespace) 3650 (genPrivateKey "ecdsa") -}}
 {{- $cert = $made.Cert -}}{{- $key = $made.Key -}}
 {{- end -}}
 apiVersion: v1
