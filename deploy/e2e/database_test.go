@@ -40,6 +40,19 @@ func refuse(t *testing.T, settings []string, args ...string) string {
 	return string(out)
 }
 
+// waits runs audit apart until it says that it waits for the database, and why.
+func waits(t *testing.T, settings []string, words ...string) {
+	t.Helper()
+	p := &process{name: "audit", path: binaries.certctl, args: []string{"serve", "--service", "audit"},
+		env: append(environment("CERTCTL_DATA_DIR="+testpg.Dir(t), "CERTCTL_GRPC_LISTEN_ADDR="+targettest.FreeAddress(t)), settings...)}
+	in := &installation{processes: map[string]*process{}}
+	in.add(t, p)
+	in.wait(t, "word of the wait", func() bool { return strings.Contains(p.output(), "waiting for the database") })
+	says(t, p.output(), words...)
+	_, err := p.stop(t)
+	require.NoError(t, err, "who waits is told to end and does")
+}
+
 func says(t *testing.T, out string, words ...string) {
 	t.Helper()
 	for _, w := range words {
@@ -70,13 +83,13 @@ func TestADatabaseThatRefusesExplainsWhatToDo(t *testing.T) {
 	says(t, out, "3D000", `"nowhere" does not exist`, "CREATE DATABASE", "CERTCTL_DATABASE_URL")
 	require.NotContains(t, out, old)
 
-	out = refuse(t, []string{"CERTCTL_DATABASE_URL=" + db.TCPURL("postgres", old), apart}, "serve", "--service", "audit")
-	says(t, out, "certctl_audit", "28P01", "certctl migrate") // the role is not there, and Postgres does not tell who asks
+	// A service that runs apart says the same and waits: what it needs is made beside it. The role is not there, and Postgres does
+	// not tell who asks.
+	waits(t, []string{"CERTCTL_DATABASE_URL=" + db.TCPURL("postgres", old), apart}, "certctl_audit", "28P01", "certctl migrate")
 
 	migrated(t, db.TCPURL("postgres", old))
 	query(t, db.URL(), "ALTER ROLE certctl PASSWORD '"+changed+"'")
-	out = refuse(t, []string{"CERTCTL_DATABASE_URL=" + db.TCPURL("postgres", changed), apart}, "serve", "--service", "audit")
-	says(t, out, "28P01", "certctl_audit", "Two ways out")
+	waits(t, []string{"CERTCTL_DATABASE_URL=" + db.TCPURL("postgres", changed), apart}, "28P01", "certctl_audit", "Two ways out")
 	migrated(t, db.TCPURL("postgres", changed)) // the second way out
 	p := &process{name: "audit", path: binaries.certctl, args: []string{"serve", "--service", "audit"}, env: environment(apart,
 		"CERTCTL_DATABASE_URL="+db.TCPURL("postgres", changed), "CERTCTL_DATA_DIR="+testpg.Dir(t), "CERTCTL_GRPC_LISTEN_ADDR="+targettest.FreeAddress(t))}

@@ -201,7 +201,11 @@ func untilUp(ctx context.Context, wait time.Duration, log *zap.Logger, mends fun
 			return Diagnose(err)
 		}
 		if said.IsZero() || time.Since(said) >= waitLogEvery {
-			log.Warn("waiting for the database", zap.Duration("waited", time.Since(began).Round(time.Second)), zap.Error(Diagnose(err)))
+			limit := zap.Skip()
+			if wait != endless {
+				limit = zap.Duration("at_most", wait)
+			}
+			log.Warn("waiting for the database", zap.Duration("waited", time.Since(began).Round(time.Second)), limit, zap.Error(Diagnose(err)))
 			said = time.Now()
 		}
 		if sleepErr := sleep(ctx, min(pause.NextBackOff(), wait-time.Since(began))); sleepErr != nil {

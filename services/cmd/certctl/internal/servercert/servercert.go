@@ -257,7 +257,11 @@ func (s *Source) issue(ca *x509.Certificate, caKey crypto.Signer) (*tls.Certific
 	if err != nil {
 		return nil, fmt.Errorf("make server key: %w", err)
 	}
-	template, err := s.template("certctl", leafLifetime)
+	name := "certctl"
+	if ca.Subject.CommonName == name {
+		name = "certctl gateway" // OpenSSL takes a certificate whose subject is its issuer for self-signed
+	}
+	template, err := s.template(name, leafLifetime)
 	if err != nil {
 		return nil, err
 	}
