@@ -141,7 +141,7 @@ func (r *release) volume(claim string) {
 }
 
 func (r *release) volumes() []string {
-	dirs, _ := filepath.Glob(filepath.Join(os.Getenv("HELM_E2E_VOLUME_DIR"), "certctl-e2e-"+r.ns+"-*"))
+	dirs, _ := filepath.Glob(filepath.Join(os.Getenv("HELM_E2E_VOLUME_DIR"), "certctl-e2e-"+r.ns+"-[0-9]*"))
 	return dirs
 }
 
