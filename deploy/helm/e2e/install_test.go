@@ -138,6 +138,7 @@ func tour(t *testing.T, a *api) {
 
 // trap changes the password in the values only, and mends it without loss.
 func trap(t *testing.T, r *release) {
+	r.ready() // no pod of the rotation before is on its way out
 	before := r.pods("")
 	out, err := try(t, "", "bash", "-c", "cd ../../.. && "+documented(t, "trap-symptom"))
 	require.Error(t, err, "an upgrade with a password that Postgres does not know must fail")
