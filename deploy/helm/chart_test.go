@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -268,7 +269,7 @@ func stable(t *testing.T, r rendering) string {
 		return err.Error()
 	}
 	var b strings.Builder
-	for _, name := range slices.Sorted(mapKeys(files)) {
+	for _, name := range slices.Sorted(maps.Keys(files)) {
 		b.WriteString(name + "\n" + volatile.ReplaceAllString(files[name], "$1…") + "\n")
 	}
 	// A certificate of more than one line is one quoted string.

@@ -3,7 +3,6 @@ package helm_test
 import (
 	"crypto/x509"
 	"encoding/pem"
-	"iter"
 	"maps"
 	"os"
 	"regexp"
@@ -15,8 +14,6 @@ import (
 	"gopkg.in/yaml.v3"
 	corev1 "k8s.io/api/core/v1"
 )
-
-func mapKeys[V any](m map[string]V) iter.Seq[string] { return maps.Keys(m) }
 
 // environment is what a container's variables are set to; those from elsewhere are empty.
 func environment(c object) map[string]string {

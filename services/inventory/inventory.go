@@ -41,9 +41,6 @@ const (
 	flushTimeout = 5 * time.Second
 )
 
-// minJoinToken is the least length of a standing join token, characters.
-const minJoinToken = 16
-
 // Config says how inventory works. Durations and counts that are zero take the default in brackets.
 type Config struct {
 	// InternalSecret keys the page tokens; all replicas have the same.
@@ -211,7 +208,7 @@ func newCore(cfg Config, deps Deps, st *store.Store) (*core.Core, error) {
 	}
 	var standing []secretbox.Secret
 	if !cfg.AgentJoinToken.IsZero() {
-		if standing, err = cfg.AgentJoinToken.List(minJoinToken); err != nil {
+		if standing, err = cfg.AgentJoinToken.List(secretbox.MinSecret); err != nil {
 			return nil, fmt.Errorf("standing join token: %w", err)
 		}
 	}

@@ -15,7 +15,7 @@
 {{- fail "server.auth.type=none with server.auth.apiKey: the key would protect nothing. Leave server.auth.apiKey empty, or set server.auth.type=api-key" -}}
 {{- end -}}
 {{- $tls := $values.tls -}}
-{{- if and $tls.certManager.enabled (include "certctl.first" (list $tls.existingSecret $values.global.tls.existingSecret)) -}}
+{{- if and $tls.certManager.enabled (or $tls.existingSecret $values.global.tls.existingSecret) -}}
 {{- fail "server.tls.certManager.enabled and an existing TLS Secret are both set: the gateway has one certificate, so leave one of them out" -}}
 {{- end -}}
 {{- if and $tls.certManager.enabled (not $tls.certManager.issuerRef.name) -}}
@@ -29,16 +29,11 @@
 {{- end -}}
 {{- end }}
 
-{{/* The first of a list that is not empty. */}}
-{{- define "certctl.first" -}}
-{{- range . }}{{ if . }}{{ . }}{{ break }}{{ end }}{{ end -}}
-{{- end }}
-
 {{/* The Secret with a certificate that the gateway is given; empty: it makes its own. */}}
 {{- define "server.tlsSecret" -}}
 {{- $values := index . 1 -}}
 {{- if $values.tls.certManager.enabled -}}{{ include "certctl.name" (list (index . 0) "server") }}-tls
-{{- else -}}{{ include "certctl.first" (list $values.tls.existingSecret $values.global.tls.existingSecret) }}{{- end -}}
+{{- else -}}{{ $values.tls.existingSecret | default $values.global.tls.existingSecret }}{{- end -}}
 {{- end }}
 
 {{- define "server.authSecret" -}}
