@@ -326,6 +326,7 @@ func (p *process) startGateway(g *run.Group, ready func(url string) error) error
 		ListenAddr: p.cfg.ListenAddr, TLSCertFile: p.cfg.TLS.CertFile, TLSKeyFile: p.cfg.TLS.KeyFile,
 		AuthType: p.cfg.Auth.Type, AuthSecret: p.cfg.Auth.Secret, AuthNoneAcknowledged: p.cfg.Auth.NoneAck, CORSOrigins: p.cfg.Auth.Origins,
 		DrainTimeout: edgeDrain,
+		CallerRate:   rateOf(p.cfg.Auth.CallerRate, callerBurst), AddressRate: rateOf(p.cfg.Auth.AddressRate, addressBurst),
 	}
 	if cfg.AuthType == gateway.AuthAPIKey && cfg.AuthSecret.IsZero() {
 		if cfg.AuthSecret, err = p.dir.APIKey(); err != nil {
@@ -361,6 +362,20 @@ func (p *process) startGateway(g *run.Group, ready func(url string) error) error
 		return err
 	}
 	return ready(url)
+}
+
+// How many times a second's requests may come at once: a page that opens asks for many things, and agents return together.
+const (
+	callerBurst  = 3
+	addressBurst = 4
+)
+
+// rateOf makes a bound of a setting, where 0 is none.
+func rateOf(perSecond, burst int) gateway.Rate {
+	if perSecond == 0 {
+		return gateway.Rate{PerSecond: -1}
+	}
+	return gateway.Rate{PerSecond: float64(perSecond), Burst: burst * perSecond}
 }
 
 // reachable answers an address that this host can connect to.

@@ -60,6 +60,9 @@ type Auth struct {
 	Secret  secretbox.Secret `env:"CERTCTL_AUTH_SECRET" help:"API keys, comma-separated: a plain key is an admin's, name:role:key names it; roles are admin, operator, viewer, auditor. All of them work. Without it, serve makes an admin key in the data directory."`
 	NoneAck bool             `env:"CERTCTL_AUTH_NONE_ACKNOWLEDGED" envDefault:"false" help:"With CERTCTL_AUTH_TYPE=none: yes, everybody who reaches a non-loopback address may do everything."`
 	Origins []string         `env:"CERTCTL_CORS_ORIGINS" help:"Web origins that browsers may call from, comma-separated. Empty: none."`
+
+	CallerRate  int `env:"CERTCTL_RATE_LIMIT_PER_CALLER" envDefault:"100" check:"int 0..1000000" help:"Requests per second of one API key at one replica of the gateway, three times as many at once; what is more is answered with 429. 0: no limit."`
+	AddressRate int `env:"CERTCTL_RATE_LIMIT_PER_ADDRESS" envDefault:"500" check:"int 0..1000000" help:"Requests per second of one client address, agents included, four times as many at once: raise it when many agents come from behind one address. 0: no limit."`
 }
 
 // Peers says where services are when they run apart.
