@@ -2,10 +2,11 @@
 // changed.
 //
 // A tag is strong (RFC 9110, section 8.8): SHA-256 over the body. Bodies over MaxBuffered go through without one. For
-// each caller scope and URL the cache remembers the tag with the revision that the collection had before the list was
-// read; while the owner of the collection answers the same revision, which is one indexed read, the remembered tag is
-// the current one. Revisions are raised in the transaction of each change, so a tag is never older than what a client
-// may have seen, whichever replica it asks.
+// each caller scope and URL the cache remembers the answer with the revision that the collection had before the list was
+// read; while the owner of the collection answers the same revision, which is one indexed read, the remembered answer is
+// the current one. Revisions are raised in the transaction of each change, so an answer is never older than what a client
+// may have seen, whichever replica it asks. Requests that come at the same time share the question for the revision, and
+// those for the same list share the query.
 package etag
 
 import (
@@ -19,6 +20,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/certctl/certctl/gateway/internal/route"
+	"github.com/certctl/certctl/pkg/batch"
 	"github.com/certctl/certctl/pkg/rpc"
 	"github.com/certctl/certctl/pkg/rpcctx"
 	eventv1 "github.com/certctl/certctl/proto/gen/go/certctl/event/v1"
@@ -27,8 +29,9 @@ import (
 const (
 	// MaxBuffered is the largest body, in bytes, that gets a tag.
 	MaxBuffered = 64 << 10
-	// maxEntries bounds the memory: an entry has about 200 bytes.
+	// maxEntries and maxBytes bound the memory: an entry has about 300 bytes beside its body.
 	maxEntries = 8192
+	maxBytes   = 32 << 20
 	// maxAge bounds how long a tag is trusted. Revisions see all changes of the data; a new version of a service may
 	// show the same data in another way.
 	maxAge = 5 * time.Minute
@@ -39,28 +42,30 @@ const (
 // List is a collection that clients poll.
 type List struct{ Backend, Collection string }
 
-// ListOf gives the list that is served at a path pattern.
-func ListOf(pattern string) (List, bool) {
-	switch pattern {
-	case "/api/v1/certificates":
-		return List{route.Inventory, "certificates"}, true
-	case "/api/v1/agents":
-		return List{route.Inventory, "agents"}, true
-	case "/api/v1/discovered-certificates":
-		return List{route.Inventory, "discovered-certificates"}, true
-	case "/api/v1/jobs":
-		return List{route.RenewalScheduler, "jobs"}, true
-	case "/api/v1/audit":
-		return List{route.Audit, "audit"}, true
-	default:
-		return List{}, false
+// lists by the pattern of their path.
+func lists() map[string]List {
+	return map[string]List{
+		"/api/v1/certificates":            {route.Inventory, "certificates"},
+		"/api/v1/agents":                  {route.Inventory, "agents"},
+		"/api/v1/discovered-certificates": {route.Inventory, "discovered-certificates"},
+		"/api/v1/jobs":                    {route.RenewalScheduler, "jobs"},
+		"/api/v1/audit":                   {route.Audit, "audit"},
 	}
 }
 
-// Cache remembers tags. It is safe for concurrent use.
+// ListOf gives the list that is served at a path pattern.
+func (c *Cache) ListOf(pattern string) (List, bool) {
+	l, ok := c.lists[pattern]
+	return l, ok
+}
+
+// Cache remembers answers. It is safe for concurrent use.
 type Cache struct {
+	lists     map[string]List
 	memory    *memory
-	revisions map[string]eventv1.RevisionServiceClient
+	flights   *flights
+	clients   map[string]eventv1.RevisionServiceClient
+	revisions map[List]*batch.Group[List, int64]
 	results   *prometheus.CounterVec
 }
 
@@ -68,15 +73,24 @@ type Cache struct {
 const (
 	resultUnchanged   = "unchanged"   // 304 without running the query
 	resultRevalidated = "revalidated" // 304 after running it
+	resultRemembered  = "remembered"  // the body was sent without running the query
 	resultSent        = "sent"        // the body was sent with a tag
 	resultUntagged    = "untagged"    // too large, or no success
 )
 
 // New makes a cache that asks the backends for revisions.
 func New(backends map[string]grpc.ClientConnInterface, reg prometheus.Registerer) (*Cache, error) {
-	c := &Cache{memory: newMemory(maxEntries), revisions: make(map[string]eventv1.RevisionServiceClient)}
+	c := &Cache{
+		lists: lists(), memory: newMemory(maxEntries, maxBytes), flights: newFlights(),
+		clients: make(map[string]eventv1.RevisionServiceClient), revisions: make(map[List]*batch.Group[List, int64]),
+	}
 	for name, conn := range backends {
-		c.revisions[name] = eventv1.NewRevisionServiceClient(conn)
+		c.clients[name] = eventv1.NewRevisionServiceClient(conn)
+	}
+	for _, l := range c.lists {
+		if c.clients[l.Backend] != nil {
+			c.revisions[l] = batch.New(batch.Config{Reads: 1, Timeout: revisionTimeout}, c.ask)
+		}
 	}
 	c.results = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "certctl_gateway_list_answers_total",
@@ -98,52 +112,88 @@ type Request struct {
 	HTTP *http.Request
 }
 
-// Serve answers 304 when the client has what there is, and else what next answers.
+// Serve answers 304 when the client has what there is, and else what is remembered or what next answers.
 func (c *Cache) Serve(w http.ResponseWriter, r Request, next http.Handler) {
 	key := sha256.Sum256([]byte(r.Scope + "\x00" + r.URL))
 	wanted := parse(r.IfNoneMatch)
 	revision, known := c.revision(r.HTTP.Context(), r.List)
-	if known {
-		if tag, ok := c.memory.get(key, revision, time.Now()); ok && wanted.match(tag) {
-			c.count(r.List, resultUnchanged)
-			notModified(w, tag)
-			return
+	if !known {
+		c.fresh(w, r, wanted, next)
+		return
+	}
+	if a, ok := c.memory.get(key, revision, time.Now()); ok {
+		c.known(w, r.List, wanted, a)
+		return
+	}
+	done, first := c.flights.join(key, revision)
+	if first {
+		defer c.flights.land(key, revision) // also when it ends in a panic
+		if a, ok := c.fresh(w, r, wanted, next); ok {
+			c.memory.put(key, revision, a, time.Now())
 		}
-	}
-	buffered := newWriter(w)
-	next.ServeHTTP(buffered, r.HTTP)
-	tag, ok := buffered.tag()
-	if !ok {
-		c.count(r.List, resultUntagged)
-		buffered.flush()
 		return
 	}
-	if known {
-		c.memory.put(key, revision, tag, time.Now())
+	select {
+	case <-done:
+	case <-r.HTTP.Context().Done(): // next tells the client, if it is there
 	}
-	if wanted.match(tag) {
-		c.count(r.List, resultRevalidated)
-		notModified(w, tag)
+	if a, ok := c.memory.get(key, revision, time.Now()); ok {
+		c.known(w, r.List, wanted, a)
 		return
 	}
-	c.count(r.List, resultSent)
-	setValidators(w.Header(), tag)
-	buffered.flush()
+	c.fresh(w, r, wanted, next)
 }
 
-// revision asks the owner of a list; known is false when it does not answer.
+// known answers what is remembered.
+func (c *Cache) known(w http.ResponseWriter, l List, wanted condition, a answer) {
+	if wanted.match(a.tag) {
+		c.count(l, resultUnchanged)
+		notModified(w, a.tag)
+		return
+	}
+	c.count(l, resultRemembered)
+	a.write(w)
+}
+
+// fresh asks for the list; ok is false for an answer without a tag.
+func (c *Cache) fresh(w http.ResponseWriter, r Request, wanted condition, next http.Handler) (a answer, ok bool) {
+	buffered := newWriter(w)
+	next.ServeHTTP(buffered, r.HTTP)
+	a, ok = buffered.answer()
+	switch {
+	case !ok:
+		c.count(r.List, resultUntagged)
+		buffered.flush()
+	case wanted.match(a.tag):
+		c.count(r.List, resultRevalidated)
+		notModified(w, a.tag)
+	default:
+		c.count(r.List, resultSent)
+		setValidators(w.Header(), a.tag)
+		buffered.flush()
+	}
+	return a, ok
+}
+
+// revision asks the owner of a list, with all who ask at the time; known is false when it does not answer.
 func (c *Cache) revision(ctx context.Context, l List) (revision int64, known bool) {
-	client, ok := c.revisions[l.Backend]
+	group, ok := c.revisions[l]
 	if !ok {
 		return 0, false
 	}
-	ctx, cancel := context.WithTimeout(rpcctx.WithCaller(ctx, rpcctx.ServiceCaller(rpc.Gateway)), revisionTimeout)
-	defer cancel()
-	answer, err := client.GetRevision(ctx, &eventv1.GetRevisionRequest{Collection: l.Collection})
+	revision, known, err := group.Get(ctx, l)
+	return revision, known && err == nil // the connection has counted it; the list itself tells the client what is wrong
+}
+
+// ask is the question for one list, the only key that its group has.
+func (c *Cache) ask(ctx context.Context, keys []List) (map[List]int64, error) {
+	l := keys[0]
+	ctx = rpcctx.WithCaller(ctx, rpcctx.ServiceCaller(rpc.Gateway))
+	a, err := c.clients[l.Backend].GetRevision(ctx, &eventv1.GetRevisionRequest{Collection: l.Collection})
 	if err != nil {
-		return 0, false // the connection has counted it; the list itself tells the client what is wrong
+		return nil, err //nolint:wrapcheck // nobody sees it
 	}
-	return answer.GetRevision(), true
+	return map[List]int64{l: a.GetRevision()}, nil
 }
 
 func (c *Cache) count(l List, result string) { c.results.WithLabelValues(l.Collection, result).Inc() }

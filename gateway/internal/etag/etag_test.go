@@ -31,7 +31,7 @@ func TestWritesAfterTheLimitAreNotLost(t *testing.T) {
 				w.Flush()
 			}
 		}
-		_, tagged := w.tag()
+		_, tagged := w.answer()
 		w.flush()
 		require.Equal(t, want.String(), rec.Body.String())
 		require.Equal(t, http.StatusOK, rec.Code)
@@ -47,7 +47,7 @@ func TestExactlyTheLimitIsTagged(t *testing.T) {
 		w := newWriter(httptest.NewRecorder())
 		_, err := w.Write(make([]byte, size))
 		require.NoError(t, err)
-		_, ok := w.tag()
+		_, ok := w.answer()
 		require.Equal(t, want, ok, size)
 	}
 }
@@ -59,7 +59,7 @@ func TestOnlyStatusesOfSuccessHaveTags(t *testing.T) {
 		w := newWriter(rec)
 		w.WriteHeader(status)
 		w.WriteHeader(http.StatusOK) // the first counts
-		_, ok := w.tag()
+		_, ok := w.answer()
 		require.Equal(t, want, ok, status)
 	}
 }
@@ -104,14 +104,14 @@ func FuzzEntityTags(f *testing.F) {
 func TestMemoryIsBoundedAndForgetsTheOldest(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
-	m := newMemory(3)
+	m := newMemory(3, 1000)
 	k := func(i int) key { return sha256.Sum256([]byte(fmt.Sprint(i))) }
 	for i := range 3 {
-		m.put(k(i), 1, "t", now)
+		m.put(k(i), 1, answer{tag: "t"}, now)
 	}
 	_, ok := m.get(k(0), 1, now) // used again
 	require.True(t, ok)
-	m.put(k(3), 1, "t", now)
+	m.put(k(3), 1, answer{tag: "t"}, now)
 	_, ok = m.get(k(1), 1, now)
 	require.False(t, ok)
 	for _, i := range []int{0, 2, 3} {
@@ -122,19 +122,36 @@ func TestMemoryIsBoundedAndForgetsTheOldest(t *testing.T) {
 	require.Equal(t, 3, m.order.Len())
 }
 
+func TestTheMemoryOfBodiesIsBounded(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	m := newMemory(100, 1000)
+	k := func(i int) key { return sha256.Sum256([]byte(fmt.Sprint(i))) }
+	for i := range 50 {
+		m.put(k(i), 1, answer{body: make([]byte, 300)}, now)
+		require.LessOrEqual(t, m.bytes, 1000)
+	}
+	m.put(k(49), 2, answer{body: make([]byte, 100)}, now)
+	require.Equal(t, 700, m.bytes, "what is replaced does not count")
+	require.Len(t, m.entries, 3)
+	m.put(k(50), 1, answer{body: make([]byte, 2000)}, now)
+	require.Zero(t, m.bytes)
+	require.Empty(t, m.entries)
+}
+
 func TestATagBelongsToItsRevision(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
-	m := newMemory(3)
-	m.put(key{}, 5, "five", now)
+	m := newMemory(3, 1000)
+	m.put(key{}, 5, answer{tag: "five"}, now)
 	for _, revision := range []int64{4, 6} {
 		_, ok := m.get(key{}, revision, now)
 		require.False(t, ok)
 	}
-	m.put(key{}, 4, "four", now) // a slow answer
-	tag, ok := m.get(key{}, 5, now)
+	m.put(key{}, 4, answer{tag: "four"}, now) // a slow answer
+	a, ok := m.get(key{}, 5, now)
 	require.True(t, ok)
-	require.Equal(t, "five", tag)
+	require.Equal(t, "five", a.tag)
 	_, ok = m.get(key{}, 5, now.Add(maxAge+time.Second))
 	require.False(t, ok, "too old")
 }

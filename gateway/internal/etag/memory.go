@@ -9,11 +9,19 @@ import (
 
 type key = [sha256.Size]byte
 
-// memory has the newest tag of each key, and forgets the keys that were not used for longest.
+// answer is a list as it was sent.
+type answer struct {
+	tag         string
+	contentType string
+	body        []byte
+}
+
+// memory has the newest answer of each key, and forgets those that were not used for longest.
 type memory struct {
-	max int
+	max, maxBytes int
 
 	mu      sync.Mutex
+	bytes   int
 	entries map[key]*list.Element
 	order   *list.List // of *entry, the last used first
 }
@@ -21,47 +29,50 @@ type memory struct {
 type entry struct {
 	key      key
 	revision int64
-	tag      string
+	answer   answer
 	time     time.Time
 }
 
-func newMemory(maxKeys int) *memory {
-	return &memory{max: maxKeys, entries: make(map[key]*list.Element), order: list.New()}
+func newMemory(maxKeys, maxBytes int) *memory {
+	return &memory{max: maxKeys, maxBytes: maxBytes, entries: make(map[key]*list.Element), order: list.New()}
 }
 
-// get gives the tag that belongs to a revision.
-func (m *memory) get(k key, revision int64, now time.Time) (string, bool) {
+// get gives the answer that belongs to a revision.
+func (m *memory) get(k key, revision int64, now time.Time) (answer, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	e, ok := m.entries[k]
 	if !ok {
-		return "", false
+		return answer{}, false
 	}
 	found, _ := e.Value.(*entry)
 	if found.revision != revision || now.Sub(found.time) > maxAge {
-		return "", false
+		return answer{}, false
 	}
 	m.order.MoveToFront(e)
-	return found.tag, true
+	return found.answer, true
 }
 
-func (m *memory) put(k key, revision int64, tag string, now time.Time) {
+func (m *memory) put(k key, revision int64, a answer, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	n := &entry{key: k, revision: revision, tag: tag, time: now}
 	if e, ok := m.entries[k]; ok {
-		if old, _ := e.Value.(*entry); old.revision <= revision { // a slow answer must not undo a newer one
-			e.Value = n
+		if old, _ := e.Value.(*entry); old.revision > revision { // a slow answer must not undo a newer one
+			return
 		}
-		m.order.MoveToFront(e)
-		return
+		m.forget(e)
 	}
-	m.entries[k] = m.order.PushFront(n)
-	if m.order.Len() > m.max {
-		last := m.order.Back()
-		m.order.Remove(last)
-		if old, ok := last.Value.(*entry); ok {
-			delete(m.entries, old.key)
-		}
+	m.entries[k] = m.order.PushFront(&entry{key: k, revision: revision, answer: a, time: now})
+	m.bytes += len(a.body)
+	for m.order.Len() > m.max || m.bytes > m.maxBytes {
+		m.forget(m.order.Back())
+	}
+}
+
+func (m *memory) forget(e *list.Element) {
+	m.order.Remove(e)
+	if old, ok := e.Value.(*entry); ok {
+		m.bytes -= len(old.answer.body)
+		delete(m.entries, old.key)
 	}
 }

@@ -1,6 +1,9 @@
 package etag
 
-import "net/http"
+import (
+	"net/http"
+	"strconv"
+)
 
 // writer keeps an answer back until it is complete, or larger than MaxBuffered: then all of it, and all that follows,
 // goes through.
@@ -64,12 +67,21 @@ func (w *writer) stream() error {
 	return err //nolint:wrapcheck // as http.ResponseWriter has it
 }
 
-// tag gives the entity tag of a complete answer; ok is false for one that has none.
-func (w *writer) tag() (tag string, ok bool) {
+// answer gives a complete answer; ok is false for one that has no tag.
+func (w *writer) answer() (a answer, ok bool) {
 	if w.streaming || w.status < 200 || w.status > 299 {
-		return "", false
+		return answer{}, false
 	}
-	return tagOf(w.body), true
+	return answer{tag: tagOf(w.body), contentType: w.Header().Get("Content-Type"), body: w.body}, true
+}
+
+// write sends a remembered answer.
+func (a answer) write(w http.ResponseWriter) {
+	h := w.Header()
+	h.Set("Content-Type", a.contentType)
+	h.Set("Content-Length", strconv.Itoa(len(a.body)))
+	setValidators(h, a.tag)
+	_, _ = w.Write(a.body) // the client left; nobody is there to be told
 }
 
 // flush sends what was kept back.

@@ -109,7 +109,7 @@ func (h *Handler) Serve(w http.ResponseWriter, r *http.Request, rt *route.Route)
 	ctx, cancel := context.WithTimeout(inner.Context(), h.cfg.Timeout)
 	defer cancel()
 	inner = inner.WithContext(ctx)
-	list, ok := etag.ListOf(rt.Pattern)
+	list, ok := h.deps.Tags.ListOf(rt.Pattern)
 	if !ok || inner.Method != http.MethodGet {
 		h.mux.ServeHTTP(w, inner)
 		return
