@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"strings"
+	"sync"
 
 	"go.uber.org/zap"
 	"google.golang.org/grpc/metadata"
@@ -41,7 +42,13 @@ func peerMAC(secret secretbox.Secret, service string) []byte {
 }
 
 // PeerAuthenticator knows the services of the installation by their tokens.
-type PeerAuthenticator struct{ secrets []secretbox.Secret }
+type PeerAuthenticator struct {
+	secrets []secretbox.Secret
+	// known are tokens that were right, with the name of the service: each call has one, and there is one for each service and secret.
+	known sync.Map
+	// callers are those that the gateway has forwarded, by what it wrote.
+	callers memo[rpcctx.Caller]
+}
 
 // NewPeerAuthenticator makes the authenticator of a service behind the gateway. It believes tokens of each secret of a list.
 func NewPeerAuthenticator(secret secretbox.Secret) (*PeerAuthenticator, error) {
@@ -59,14 +66,27 @@ func (p *PeerAuthenticator) Authenticate(_ context.Context, _ string, md metadat
 	if err != nil {
 		return rpcctx.Caller{}, err
 	}
-	service, ok := p.verify(token)
+	service, ok := p.service(token)
 	if !ok {
 		return rpcctx.Caller{}, errs.New(errs.Unauthenticated, "PEER_NOT_AUTHENTICATED", "the peer credential is not valid")
 	}
 	if service != Gateway {
 		return rpcctx.ServiceCaller(service), nil
 	}
-	return forwarded(md)
+	return p.forwarded(md)
+}
+
+// service gives the service that a token names, if it is right.
+func (p *PeerAuthenticator) service(token string) (string, bool) {
+	if known, ok := p.known.Load(token); ok {
+		service, ok := known.(string)
+		return service, ok
+	}
+	service, ok := p.verify(token)
+	if ok {
+		p.known.Store(token, service)
+	}
+	return service, ok
 }
 
 // verify checks a peer token and gives the service it names.
@@ -91,18 +111,29 @@ func (p *PeerAuthenticator) verify(token string) (service string, ok bool) {
 
 // forwarded gives the caller in the gateway's metadata. The gateway may speak for users and agents, and for itself;
 // it may not claim to be another service.
-func forwarded(md metadata.MD) (rpcctx.Caller, error) {
-	c, ok, err := callerFromMetadata(md, MetadataCaller)
+func (p *PeerAuthenticator) forwarded(md metadata.MD) (rpcctx.Caller, error) {
+	value, ok, err := single(md, MetadataCaller)
+	if err == nil && !ok {
+		return rpcctx.AnonymousCaller(), nil
+	}
+	if c, known := p.callers.get(value); known {
+		return c, nil
+	}
+	var c rpcctx.Caller
+	if err == nil {
+		c, err = decodeCaller(value)
+	}
 	if err != nil {
 		return rpcctx.Caller{}, errs.New(errs.Unauthenticated, "CALLER_NOT_VALID", "the forwarded caller is not valid").Wrap(err)
 	}
-	if !ok || c.IsAnonymous() {
+	if c.IsAnonymous() {
 		return rpcctx.AnonymousCaller(), nil
 	}
 	if !mayForward(c) {
 		return rpcctx.Caller{}, errs.New(errs.Unauthenticated, "CALLER_NOT_VALID", "the forwarded caller is not valid").
 			Wrap(fmt.Errorf("gateway forwarded %s with role %q", c, c.Role))
 	}
+	p.callers.put(value, c)
 	return c, nil
 }
 
@@ -161,7 +192,7 @@ func (a authn) around(ctx context.Context, c call, next func(context.Context) er
 		fields = append(fields, logx.Actor(actor.String()))
 	}
 	noteFields(ctx, fields...)
-	return next(rpcctx.WithLogger(ctx, rpcctx.Logger(ctx).With(fields...)))
+	return next(rpcctx.WithLogger(ctx, rpcctx.Logger(ctx).WithLazy(fields...)))
 }
 
 // actorOf gives for whom a peer says it acts. What others say about that is not heard, and what cannot be read is

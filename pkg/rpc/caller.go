@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 
 	"google.golang.org/grpc/metadata"
 
@@ -32,17 +33,51 @@ func callerFromMetadata(md metadata.MD, key string) (c rpcctx.Caller, ok bool, e
 	if err != nil || !ok {
 		return rpcctx.Caller{}, false, err
 	}
-	if len(value) > maxCallerSize {
-		return rpcctx.Caller{}, false, fmt.Errorf("%s: %d bytes are too many", key, len(value))
-	}
-	b, err := base64.RawURLEncoding.DecodeString(value)
+	c, err = decodeCaller(value)
 	if err != nil {
 		return rpcctx.Caller{}, false, fmt.Errorf("%s: %w", key, err)
 	}
-	if err := json.Unmarshal(b, &c); err != nil {
-		return rpcctx.Caller{}, false, fmt.Errorf("%s: %w", key, err)
-	}
 	return c, true, nil
+}
+
+// decodeCaller reads what encodeCaller wrote.
+func decodeCaller(value string) (c rpcctx.Caller, err error) {
+	if len(value) > maxCallerSize {
+		return rpcctx.Caller{}, fmt.Errorf("%d bytes are too many", len(value))
+	}
+	b, err := base64.RawURLEncoding.DecodeString(value)
+	if err != nil {
+		return rpcctx.Caller{}, fmt.Errorf("decode caller: %w", err)
+	}
+	if err := json.Unmarshal(b, &c); err != nil {
+		return rpcctx.Caller{}, fmt.Errorf("decode caller: %w", err)
+	}
+	return c, nil
+}
+
+// maxRemembered bounds a memo.
+const maxRemembered = 4096
+
+// memo remembers what strings mean. When it is full it begins anew. It is safe for concurrent use; the zero memo is empty.
+type memo[T any] struct {
+	mu    sync.RWMutex
+	means map[string]T
+}
+
+func (m *memo[T]) get(s string) (T, bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	v, ok := m.means[s]
+	return v, ok
+}
+
+func (m *memo[T]) put(s string, v T) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.means == nil || len(m.means) >= maxRemembered {
+		m.means = make(map[string]T)
+	}
+	m.means[s] = v
 }
 
 // single gives the value of a key that may be there at most once.

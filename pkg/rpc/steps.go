@@ -59,9 +59,9 @@ func noteFields(ctx context.Context, fields ...zap.Field) {
 	}
 }
 
-// logger puts the call's logger into the context.
+// logger puts the call's logger into the context. Most calls log nothing: the fields are encoded by those that do.
 func (s *Server) logger(ctx context.Context, c call, next func(context.Context) error) error {
-	log := s.deps.Logger.With(logx.RequestID(rpcctx.RequestID(ctx)), logx.Method(c.method))
+	log := s.deps.Logger.WithLazy(logx.RequestID(rpcctx.RequestID(ctx)), logx.Method(c.method))
 	return next(context.WithValue(rpcctx.WithLogger(ctx, log), factsKey{}, &facts{}))
 }
 
