@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"runtime"
 	"strings"
@@ -49,6 +50,8 @@ type Config struct {
 	DataDir string // of certctl (CERTCTL_DATA_DIR); made if it is missing
 	BinDir  string // of the programs postgres and initdb (CERTCTL_POSTGRES_BIN); empty: they are looked for, then fetched
 	Log     *zap.Logger
+	// Settings of postgresql.conf that win over those made here.
+	Settings map[string]string
 
 	find       func(ctx context.Context, explicit string) ([]pgserver.Binaries, error) // a test's own; nil is pgserver.Find
 	repository string                                                                  // a test's own; empty is Maven Central
@@ -114,6 +117,7 @@ func (s *Server) start(ctx context.Context, cfg Config) error {
 		Binaries: binaries, Account: s.site.account, DataDir: s.site.data(), SocketDir: socketDir, LogFile: s.site.logFile(),
 		Superuser: superuser, Settings: settings(), DieWithParent: true,
 	}
+	maps.Copy(s.config.Settings, cfg.Settings)
 	if err := s.launch(ctx); err != nil {
 		return err
 	}
@@ -123,6 +127,12 @@ func (s *Server) start(ctx context.Context, cfg Config) error {
 	s.log.Info("embedded Postgres is up", zap.Int("version", binaries.Major), zap.String("path", s.site.data()))
 	return nil
 }
+
+// DataDir is where Postgres has its data.
+func (s *Server) DataDir() string { return s.config.DataDir }
+
+// PID is the process id of the postmaster.
+func (s *Server) PID() int { return s.process.PID() }
 
 // URL is the address for CERTCTL_DATABASE_URL: superuser, Unix socket, no password.
 func (s *Server) URL() string { return s.config.URL(database) }
