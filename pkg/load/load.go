@@ -60,6 +60,17 @@ func (l Latency) MarshalJSON() ([]byte, error) {
 	return b, nil
 }
 
+// UnmarshalJSON reads what MarshalJSON writes.
+func (l *Latency) UnmarshalJSON(b []byte) error {
+	var ms map[string]float64
+	if err := json.Unmarshal(b, &ms); err != nil {
+		return fmt.Errorf("read latency: %w", err)
+	}
+	of := func(name string) time.Duration { return time.Duration(math.Round(ms[name]*1000)) * time.Microsecond }
+	*l = Latency{Mean: of("mean"), P50: of("p50"), P95: of("p95"), P99: of("p99"), P999: of("p99.9"), Max: of("max")}
+	return nil
+}
+
 // The range and the digits of a histogram.
 const (
 	longest = 10 * time.Minute

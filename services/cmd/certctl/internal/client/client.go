@@ -54,7 +54,7 @@ func Commands(cfg Config) []*cobra.Command {
 	a := &app{cfg: cfg}
 	commands := []*cobra.Command{
 		a.certificates(), a.issuers(), a.profiles(), a.policies(), a.targets(), a.deployments(), a.agents(), a.jobs(),
-		a.orders(), a.audit(), a.stats(), a.smoke(), a.version(),
+		a.orders(), a.audit(), a.stats(), a.smoke(), a.bench(), a.version(),
 	}
 	for _, c := range commands {
 		a.connectionFlags(c)

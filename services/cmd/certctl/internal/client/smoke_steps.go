@@ -161,14 +161,20 @@ func (k *smoke) open(ctx context.Context) (string, error) {
 	return k.job, err
 }
 
-func (k *smoke) issue(ctx context.Context) (string, error) {
+// submit has the certificate issued for the key.
+func (k *smoke) submit(ctx context.Context) error {
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{DNSNames: []string{k.host}}, k.key)
 	if err != nil {
-		return "", fmt.Errorf("make a CSR: %w", err)
+		return fmt.Errorf("make a CSR: %w", err)
 	}
 	csr := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
 	submit := bind(schedulerv1.NewJobServiceClient, schedulerv1.JobServiceClient.SubmitCsr)
-	if _, err := k.call(ctx, submit, &schedulerv1.SubmitCsrRequest{CertificateId: k.id, CsrPem: string(csr)}); err != nil {
+	_, err = k.call(ctx, submit, &schedulerv1.SubmitCsrRequest{CertificateId: k.id, CsrPem: string(csr)})
+	return err
+}
+
+func (k *smoke) issue(ctx context.Context) (string, error) {
+	if err := k.submit(ctx); err != nil {
 		return "", err
 	}
 	if _, err := k.waitJob(ctx, k.job, goOn); err != nil {
