@@ -3,7 +3,7 @@
 SHELL       := /bin/bash
 .DEFAULT_GOAL := help
 
-MODULES     := proto pkg pkg/connector services gateway agent deploy/e2e deploy/images deploy/helm
+MODULES     := proto pkg pkg/connector services gateway agent deploy/bench deploy/e2e deploy/images deploy/helm
 PATTERNS    := $(addprefix ./,$(addsuffix /...,$(MODULES)))
 BIN         := $(CURDIR)/bin
 TOOLS       := $(BIN)/tools
@@ -47,6 +47,16 @@ test: ## Run every test (needs what .ci/prerequisites lists: Postgres, nginx, op
 torture: ## Play SEEDS random schedules of faults and crashes, from SEED on (one again: SEED=4711 SEEDS=1)
 	@.ci/prerequisites
 	SEED=$(or $(SEED),1) SEEDS=$(or $(SEEDS),20000) go test $(TEST_FLAGS) -count=1 -timeout 0 -v -run TestRandomSchedules ./services/torture
+
+.PHONY: chaos
+chaos: ## Play MINUTES of faults under load, from SEED; FAULTS: a pattern of kinds (docs/dev/testing.md)
+	@.ci/prerequisites
+	SEED=$(or $(SEED),1) MINUTES=$(or $(MINUTES),10) FAULTS='$(FAULTS)' go test $(TEST_FLAGS) -count=1 -timeout 0 -v -run TestFaultsUnderLoad ./deploy/e2e
+
+.PHONY: bench
+bench: build ## Measure certctl with SIZES certificates and write docs/bench (docs/dev/bench.md); ONLY: some of it
+	go build -o $(BIN)/bench ./deploy/bench/cmd/bench
+	$(BIN)/bench -certctl $(BIN)/certctl -sizes $(or $(SIZES),1000,100000) $(if $(ONLY),-only $(ONLY)) $(BENCH_FLAGS)
 
 .PHONY: helm-check
 helm-check: ## Render the chart by Helm's own engine and hold it against types, policies and documents

@@ -1,0 +1,425 @@
+// Package site runs an installation to be measured: a Postgres of its own, and certctl as one process or as six, each the real program.
+package site
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"go.uber.org/zap"
+
+	"github.com/certctl/certctl/deploy/bench/internal/gauge"
+	"github.com/certctl/certctl/pkg/embeddedpg"
+	"github.com/certctl/certctl/pkg/secretbox"
+)
+
+// Names of processes and services.
+const (
+	Postgres = "postgres"
+	One      = "certctl" // the process that has everything
+	Gateway  = "gateway"
+)
+
+// Services are all but the gateway.
+func Services() []string {
+	return []string{"audit", "inventory", "issuance", "renewalscheduler", "asyncpoller"}
+}
+
+// The bounds of starting and ending.
+const (
+	readyWithin = 2 * time.Minute
+	stopWithin  = 30 * time.Second
+	lookEvery   = 10 * time.Millisecond
+)
+
+// Config says what to run.
+type Config struct {
+	// Dir is where everything lies; it survives Stop, and another Start goes on with the same data.
+	Dir string
+	// Binary is the program certctl.
+	Binary string
+	// Apart runs each service as a process of its own, as the chart does.
+	Apart bool
+	// Environment are more settings, "NAME=value".
+	Environment []string
+	// Postgres are settings of postgresql.conf.
+	Postgres map[string]string
+}
+
+// Site is an installation that runs.
+type Site struct {
+	// URL is the gateway's; Key an admin's API key; CA the gateway's CA, PEM; DatabaseURL that of the superuser.
+	URL, Key, DatabaseURL string
+	// Metrics is where one process serves its metrics, "host:port".
+	Metrics string
+	CA      []byte
+	// Secret is CERTCTL_INTERNAL_SECRET; Addresses are where services listen that run apart, by name.
+	Secret    secretbox.Secret
+	Addresses map[string]string
+	// Ready is how long the last start of certctl has taken until it was ready.
+	Ready time.Duration
+
+	cfg      Config
+	postgres *embeddedpg.Server
+	shared   []string
+	mu       sync.Mutex
+	running  map[string]*process
+}
+
+// process is a program that runs.
+type process struct {
+	cmd  *exec.Cmd
+	log  string
+	done chan struct{}
+	err  error
+}
+
+// stop ends a program as an init system does.
+func (p *process) stop() error {
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+		return nil
+	case <-time.After(stopWithin):
+		_ = p.cmd.Process.Kill()
+		<-p.done
+		return errors.New("it did not end in order")
+	}
+}
+
+// postgresSettings are those of a database server of some size, and the statistics that are read.
+func postgresSettings() map[string]string {
+	return map[string]string{
+		"max_connections": "150", "shared_buffers": "1GB", "effective_cache_size": "8GB", "max_wal_size": "4GB", "checkpoint_timeout": "15min",
+		"random_page_cost": "1.1", "shared_preload_libraries": "pg_stat_statements", "pg_stat_statements.track_utility": "on",
+	}
+}
+
+// Open starts the Postgres of a directory; Start then starts certctl.
+func Open(ctx context.Context, cfg Config) (*Site, error) {
+	settings := postgresSettings()
+	for name, value := range cfg.Postgres {
+		settings[name] = value
+	}
+	server, err := embeddedpg.Start(ctx, embeddedpg.Config{DataDir: filepath.Join(cfg.Dir, "database"), Log: zap.NewNop(), Settings: settings})
+	if err != nil {
+		return nil, fmt.Errorf("start Postgres: %w", err)
+	}
+	s := &Site{cfg: cfg, postgres: server, DatabaseURL: server.URL(), Addresses: map[string]string{}, running: map[string]*process{}}
+	if err := errors.Join(s.settle(ctx), s.extend(ctx)); err != nil {
+		return nil, errors.Join(err, s.Stop(ctx))
+	}
+	return s, nil
+}
+
+// extend makes the extension that counts statements.
+func (s *Site) extend(ctx context.Context) error {
+	conn, err := s.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	if _, err := conn.Exec(ctx, "CREATE EXTENSION IF NOT EXISTS pg_stat_statements"); err != nil {
+		return fmt.Errorf("pg_stat_statements, which comes with Postgres' contrib, is needed: %w", err)
+	}
+	return nil
+}
+
+// Connect opens a connection of the superuser.
+func (s *Site) Connect(ctx context.Context) (*pgx.Conn, error) {
+	conn, err := pgx.Connect(ctx, s.DatabaseURL)
+	if err != nil {
+		return nil, fmt.Errorf("connect to Postgres: %w", err)
+	}
+	return conn, nil
+}
+
+// settle makes the secrets of the installation, once, and finds free ports.
+func (s *Site) settle(ctx context.Context) error {
+	dir := filepath.Join(s.cfg.Dir, "certctl")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make directory: %w", err)
+	}
+	secret, err := kept(filepath.Join(dir, "bench-secret"), hex.EncodeToString)
+	if err != nil {
+		return err
+	}
+	encryption, err := kept(filepath.Join(dir, "bench-encryption-key"), base64.StdEncoding.EncodeToString)
+	if err != nil {
+		return err
+	}
+	s.Secret, s.Key = secretbox.NewSecret(secret), "bench-key-"+secret[:24]
+	address, err := freeAddress(ctx)
+	if err != nil {
+		return err
+	}
+	s.URL = "https://" + address
+	if s.Metrics, err = freeAddress(ctx); err != nil {
+		return err
+	}
+	s.shared = []string{
+		"HOME=" + os.Getenv("HOME"), "PATH=" + os.Getenv("PATH"), "CERTCTL_DATABASE_URL=" + s.DatabaseURL, "CERTCTL_DATABASE_ROLE_SECRET=" + secret,
+		"CERTCTL_INTERNAL_SECRET=" + secret, "CERTCTL_ENCRYPTION_KEY=" + encryption, "CERTCTL_DATA_DIR=" + dir, "CERTCTL_LISTEN_ADDR=" + address,
+		"CERTCTL_AUTH_SECRET=bench:admin:" + s.Key, "CERTCTL_AGENT_JOIN_TOKEN=" + JoinToken, "CERTCTL_LOCAL_AGENT=false",
+		// The load comes with one key from one address.
+		"CERTCTL_RATE_LIMIT_PER_CALLER=1000000", "CERTCTL_RATE_LIMIT_PER_ADDRESS=1000000",
+	}
+	if s.cfg.Apart {
+		for _, name := range Services() {
+			if s.Addresses[name], err = freeAddress(ctx); err != nil {
+				return err
+			}
+			s.shared = append(s.shared, "CERTCTL_"+strings.ToUpper(name)+"_ADDR="+s.Addresses[name])
+		}
+	}
+	s.shared = append(s.shared, s.cfg.Environment...)
+	return nil
+}
+
+// JoinToken is what agents may join with.
+const JoinToken = "a standing token of the bench"
+
+// kept gives 32 random bytes as text that is the same at the next start.
+func kept(path string, encode func([]byte) string) (string, error) {
+	text, err := os.ReadFile(path)
+	if err == nil {
+		return string(text), nil
+	}
+	b := make([]byte, 32)
+	_, _ = rand.Read(b) // never fails (crypto/rand)
+	if err := os.WriteFile(path, []byte(encode(b)), 0o600); err != nil {
+		return "", fmt.Errorf("keep secret: %w", err)
+	}
+	return encode(b), nil
+}
+
+func freeAddress(ctx context.Context) (string, error) {
+	var lc net.ListenConfig
+	lis, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", fmt.Errorf("find a free port: %w", err)
+	}
+	return lis.Addr().String(), lis.Close()
+}
+
+// Start starts certctl, with more settings if there are any, and waits until it is ready.
+func (s *Site) Start(ctx context.Context, environment ...string) error {
+	began := time.Now()
+	env := slices.Concat(s.shared, environment)
+	if s.cfg.Apart {
+		if err := s.migrate(ctx); err != nil {
+			return err
+		}
+		for _, name := range Services() {
+			if err := s.run(ctx, name, env, "serve", "--service", name); err != nil {
+				return err
+			}
+		}
+		if err := s.run(ctx, Gateway, env, "serve", "--service", Gateway); err != nil {
+			return err
+		}
+	} else if err := s.run(ctx, One, append(env, "CERTCTL_METRICS_LISTEN_ADDR="+s.Metrics), "serve"); err != nil {
+		return err
+	}
+	if err := s.untilReady(ctx); err != nil {
+		return err
+	}
+	s.Ready = time.Since(began)
+	return nil
+}
+
+func (s *Site) migrate(ctx context.Context) error {
+	cmd := exec.CommandContext(ctx, s.cfg.Binary, "migrate")
+	cmd.Env = s.shared
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("migrate: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// Dir is the data directory of certctl.
+func (s *Site) Dir() string { return filepath.Join(s.cfg.Dir, "certctl") }
+
+// Restart ends a process that runs apart, starts it again and waits until the installation is ready.
+func (s *Site) Restart(ctx context.Context, name string) error {
+	s.mu.Lock()
+	p := s.running[name]
+	delete(s.running, name)
+	s.mu.Unlock()
+	if p == nil {
+		return fmt.Errorf("%s does not run", name)
+	}
+	if err := p.stop(); err != nil {
+		return fmt.Errorf("restart %s: %w", name, err)
+	}
+	if err := s.run(ctx, name, s.shared, "serve", "--service", name); err != nil {
+		return err
+	}
+	return s.untilReady(ctx)
+}
+
+// Replica starts one more process of a service, at an address of its own, which it answers.
+func (s *Site) Replica(ctx context.Context, service string, n int, environment ...string) (address string, err error) {
+	if address, err = freeAddress(ctx); err != nil {
+		return "", err
+	}
+	listen := "CERTCTL_GRPC_LISTEN_ADDR=" + address
+	if service == Gateway {
+		listen = "CERTCTL_LISTEN_ADDR=" + address
+	}
+	return address, s.run(ctx, fmt.Sprintf("%s-%d", service, n), slices.Concat(s.shared, []string{listen}, environment), "serve", "--service", service)
+}
+
+func (s *Site) run(ctx context.Context, name string, env []string, args ...string) error {
+	if address, ok := s.Addresses[name]; ok {
+		env = append(slices.Clone(env), "CERTCTL_GRPC_LISTEN_ADDR="+address)
+	}
+	p := &process{cmd: exec.CommandContext(context.WithoutCancel(ctx), s.cfg.Binary, args...), log: filepath.Join(s.cfg.Dir, name+".log"), done: make(chan struct{})}
+	out, err := os.Create(p.log)
+	if err != nil {
+		return fmt.Errorf("make log: %w", err)
+	}
+	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = env, out, out
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := p.cmd.Start(); err != nil {
+		return errors.Join(fmt.Errorf("start %s: %w", name, err), out.Close())
+	}
+	go func() {
+		defer close(p.done)
+		p.err = errors.Join(p.cmd.Wait(), out.Close())
+	}()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running[name] = p
+	return nil
+}
+
+// untilReady waits for the gateway's /ready, and takes its CA.
+func (s *Site) untilReady(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyWithin)
+	defer cancel()
+	for {
+		if s.isReady(ctx) {
+			return nil
+		}
+		if name, p := s.ended(); p != nil {
+			text, _ := os.ReadFile(p.log)
+			return fmt.Errorf("%s has ended: %w\n%s", name, p.err, lastLines(text))
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("certctl is not ready: %w", ctx.Err())
+		case <-time.After(lookEvery):
+		}
+	}
+}
+
+func lastLines(text []byte) []byte {
+	const most = 4 << 10
+	return bytes.TrimSpace(text[max(0, len(text)-most):])
+}
+
+func (s *Site) ended() (name string, p *process) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, p := range s.running {
+		select {
+		case <-p.done:
+			return name, p
+		default:
+		}
+	}
+	return "", nil
+}
+
+func (s *Site) isReady(ctx context.Context) bool {
+	ca, err := os.ReadFile(filepath.Join(s.cfg.Dir, "certctl", "ca.crt"))
+	if err != nil {
+		return false
+	}
+	s.CA = ca
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: s.TLS(), DisableKeepAlives: true}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL+"/ready", nil)
+	if err != nil {
+		return false
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return false
+	}
+	_, _ = io.Copy(io.Discard, resp.Body)
+	return resp.Body.Close() == nil && resp.StatusCode == http.StatusOK
+}
+
+// TLS trusts the gateway.
+func (s *Site) TLS() *tls.Config {
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(s.CA)
+	return &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}
+}
+
+// Address is the gateway's "host:port".
+func (s *Site) Address() string { return strings.TrimPrefix(s.URL, "https://") }
+
+// Processes are those that run, and this one as "load".
+func (s *Site) Processes() gauge.Processes {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := gauge.Processes{Postgres: {s.postgres.PID()}, "load": {os.Getpid()}}
+	for name, p := range s.running {
+		service, _, _ := strings.Cut(name, "-")
+		all[service] = append(all[service], p.cmd.Process.Pid)
+	}
+	return all
+}
+
+// Signal sends a signal to a process by its name, such as "inventory" or "inventory-2".
+func (s *Site) Signal(name string, sig syscall.Signal) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, ok := s.running[name]
+	if !ok {
+		return fmt.Errorf("%s does not run", name)
+	}
+	return p.cmd.Process.Signal(sig)
+}
+
+// StopCertctl ends certctl and lets Postgres run.
+func (s *Site) StopCertctl() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.running {
+		_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	}
+	var problems []error
+	for name, p := range s.running {
+		if err := p.stop(); err != nil {
+			problems = append(problems, fmt.Errorf("stop %s: %w", name, err))
+		}
+	}
+	s.running = map[string]*process{}
+	return errors.Join(problems...)
+}
+
+// Stop ends everything.
+func (s *Site) Stop(ctx context.Context) error {
+	return errors.Join(s.StopCertctl(), s.postgres.Stop(context.WithoutCancel(ctx)))
+}

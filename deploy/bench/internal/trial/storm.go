@@ -1,0 +1,236 @@
+package trial
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/certctl/certctl/agent"
+	"github.com/certctl/certctl/deploy/bench/internal/report"
+	"github.com/certctl/certctl/deploy/bench/internal/site"
+	"github.com/certctl/certctl/pkg/load"
+	"github.com/certctl/certctl/pkg/secretbox"
+)
+
+// The storm: so many real agents, and how long it may take.
+const (
+	stormAgents = 200
+	stormGoal   = time.Minute
+	stormLimit  = 15 * time.Minute
+)
+
+// storm has certificates issued for the first time on real agents that make the keys and deploy to files, and then all of them due
+// at once.
+func storm(ctx context.Context, b *bench) error {
+	run, stop := context.WithCancel(ctx)
+	var agents errgroup.Group
+	defer func() { _ = agents.Wait() }()
+	defer stop()
+	prefix := fmt.Sprintf("storm-%d", time.Now().Unix())
+	dir := filepath.Join(b.Dir, prefix)
+	for i := range stormAgents {
+		name := fmt.Sprintf("%s-%03d", prefix, i)
+		agents.Go(func() error {
+			return agent.Run(run, agent.Config{Server: b.site.URL, ServerCA: filepath.Join(b.site.Dir(), "ca.crt"), Name: name,
+				DataDir: filepath.Join(dir, name), JoinToken: secretbox.NewSecret(site.JoinToken)}, agent.Deps{Log: zap.NewNop()})
+		})
+	}
+	ids, err := b.enrolled(ctx, prefix)
+	if err != nil {
+		return err
+	}
+	quiet, err := b.listing(ctx, func(ctx context.Context) error { return pause(ctx, b.For) })
+	if err != nil {
+		return err
+	}
+	first := time.Now()
+	if err := b.want(ctx, prefix, dir, ids); err != nil {
+		return err
+	}
+	made := time.Since(first)
+	if err := b.served(ctx, prefix, 1); err != nil {
+		return err
+	}
+	b.add(report.Figure{Name: "storm/first", What: fmt.Sprintf("%d certificates created over REST, issued and deployed for the first time by %d agents", b.Renewals, stormAgents),
+		Value: fmt.Sprintf("created in %s, all served in %s (%.0f/s)", made.Round(100*time.Millisecond), time.Since(first).Round(100*time.Millisecond), float64(b.Renewals)/time.Since(first).Seconds())})
+	return b.renewAll(ctx, prefix, quiet)
+}
+
+// renewAll makes all of them due at once.
+func (b *bench) renewAll(ctx context.Context, prefix string, quiet load.Latency) error {
+	var began time.Time
+	m := newPeak(b)
+	watching, enough := context.WithCancel(ctx)
+	var watcher sync.WaitGroup
+	watcher.Go(func() { m.watch(watching) })
+	var result load.Latency
+	reading, err := b.meter().Around(ctx, func() load.Result {
+		began = time.Now()
+		var failed error
+		result, failed = b.listing(ctx, func(ctx context.Context) error {
+			_, err := b.conn.Exec(ctx, `UPDATE renewalscheduler.plans SET due_time = now(), renew_at = now() WHERE id LIKE $1 || '%' AND state = 'SCHEDULED'`, prefix)
+			if err != nil {
+				return fmt.Errorf("make plans due: %w", err)
+			}
+			if _, err := b.conn.Exec(ctx, `SELECT 1`); err != nil {
+				return err
+			}
+			return b.served(ctx, prefix, 2)
+		})
+		return load.Result{Planned: b.Renewals, Elapsed: time.Since(began), Err: failed}
+	}, load.Plan{})
+	enough()
+	watcher.Wait()
+	if err != nil {
+		return err
+	}
+	if reading.Error != "" {
+		return errors.New(reading.Error)
+	}
+	took := time.Duration(reading.Seconds * float64(time.Second))
+	reading.Latency = result
+	b.add(report.Figure{
+		Name: "storm", What: fmt.Sprintf("%d renewals due at once, %d agents: keys made by agents, deployed to files, verified; the latency is that of a list meanwhile", b.Renewals, stormAgents),
+		Goal: "10,000 in ≤ 60 s; pool never over its quota; list p95 ≤ 3 × idle", Met: took <= stormGoal && b.Renewals >= 10_000 && m.over == 0 && result.P95 <= 3*quiet.P95,
+		Value:   fmt.Sprintf("%s (%.0f/s); list p95 %s, idle %s; most connections %v", took.Round(100*time.Millisecond), float64(b.Renewals)/took.Seconds(), result.P95, quiet.P95, m.most),
+		Reading: &reading,
+	})
+	memory, err := b.site.Processes().Memory()
+	if err != nil {
+		return err
+	}
+	b.memory("storm/memory", memory)
+	return nil
+}
+
+// listing asks for a list while something is done.
+func (b *bench) listing(ctx context.Context, work func(ctx context.Context) error) (load.Latency, error) {
+	c := b.client()
+	defer c.Close()
+	asking, enough := context.WithCancel(ctx)
+	results := make(chan load.Result, 1)
+	go func() {
+		results <- load.Run(asking, load.Plan{Rate: 20, Workers: 8, Duration: stormLimit}, func(_ context.Context, w, _ int) error {
+			_, err := c.Want(w, certificates, "", http.StatusOK)
+			return err
+		})
+	}()
+	err := work(ctx)
+	enough()
+	r := <-results
+	return r.Latency, errors.Join(err, r.Err)
+}
+
+// enrolled waits for the agents and gives their ids.
+func (b *bench) enrolled(ctx context.Context, prefix string) (ids []string, err error) {
+	return ids, b.until(ctx, "all agents to be online", func() (bool, error) {
+		ids, err = b.ids(ctx, fmt.Sprintf("SELECT id FROM inventory.agents WHERE status = 'ONLINE' AND name LIKE '%s-%%' ORDER BY name", prefix))
+		return len(ids) == stormAgents, err
+	})
+}
+
+// want creates a target and a certificate for each renewal to come.
+func (b *bench) want(ctx context.Context, prefix, dir string, agents []string) error {
+	var next atomic.Int64
+	var g errgroup.Group
+	for range 16 {
+		g.Go(func() error {
+			for {
+				n := int(next.Add(1) - 1)
+				if n >= b.Renewals {
+					return nil
+				}
+				if err := b.wantOne(ctx, fmt.Sprintf("%s-%05d", prefix, n), dir, agents[n%len(agents)]); err != nil {
+					return err
+				}
+			}
+		})
+	}
+	return g.Wait()
+}
+
+func (b *bench) wantOne(ctx context.Context, id, dir, agent string) error {
+	path := filepath.Join(dir, "sites", id)
+	_, err := b.post(ctx, "/api/v1/targets", map[string]any{"id": id, "name": id, "type": "file", "agent_id": agent,
+		"config": map[string]any{"fullchain_path": path + ".pem", "key_path": path + ".key"}}, nil)
+	if err != nil {
+		return err
+	}
+	_, err = b.post(ctx, certificates, map[string]any{"id": id, "name": id, "dns_names": []string{id + ".example.com"}, "issuer_id": "iss-local", "target_ids": []string{id}}, nil)
+	return err
+}
+
+// served waits until all certificates of the storm are served in a version.
+func (b *bench) served(ctx context.Context, prefix string, version int) error {
+	var said time.Time
+	return b.until(ctx, fmt.Sprintf("version %d to be served everywhere", version), func() (bool, error) {
+		var n int
+		err := b.conn.QueryRow(ctx, `SELECT count(*) FROM inventory.deployments WHERE certificate_id >= $1 || '-' AND certificate_id < $1 || '.' AND status = 'SERVED' AND served_version >= $2`,
+			prefix, version).Scan(&n)
+		if time.Since(said) > 5*time.Second {
+			said = time.Now()
+			b.Say("    version %d: %d of %d served", version, n, b.Renewals)
+		}
+		return n == b.Renewals, err
+	})
+}
+
+// until looks at a condition twice a second.
+func (b *bench) until(ctx context.Context, what string, holds func() (bool, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, stormLimit)
+	defer cancel()
+	for {
+		ok, err := holds()
+		if ok || err != nil {
+			return err
+		}
+		if err := pause(ctx, 500*time.Millisecond); err != nil {
+			return fmt.Errorf("waited for %s: %w", what, err)
+		}
+	}
+}
+
+// peak watches the connections of the roles.
+type peak struct {
+	bench *bench
+	most  map[string]int
+	over  int
+}
+
+func newPeak(b *bench) *peak { return &peak{bench: b, most: map[string]int{}} }
+
+// watch looks until ctx ends.
+func (p *peak) watch(ctx context.Context) {
+	conn, err := p.bench.site.Connect(ctx)
+	if err != nil {
+		p.over++
+		return
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	for pause(ctx, 200*time.Millisecond) == nil {
+		rows, err := conn.Query(ctx, `SELECT r.rolname, r.rolconnlimit, count(*)::int FROM pg_stat_activity a JOIN pg_roles r ON r.rolname = a.usename
+ WHERE r.rolname LIKE 'certctl\_%' GROUP BY 1, 2`)
+		if err != nil {
+			return
+		}
+		for rows.Next() {
+			var role string
+			var limit, n int
+			if rows.Scan(&role, &limit, &n) == nil {
+				p.most[role] = max(p.most[role], n)
+				if limit >= 0 && n > limit {
+					p.over++
+				}
+			}
+		}
+		rows.Close()
+	}
+}
