@@ -73,6 +73,7 @@ type process struct {
 	path string
 	args []string
 	env  []string
+	skew time.Duration // of the clock that it is started with
 
 	mu   sync.Mutex
 	log  bytes.Buffer
@@ -101,7 +102,11 @@ func (p *process) start(t *testing.T) {
 	p.cmd.Stdout, p.cmd.Stderr = p, p
 	// Should the test be killed, nothing outlives it.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	require.NoError(t, p.cmd.Start())
+	if p.skew == 0 {
+		require.NoError(t, p.cmd.Start())
+	} else {
+		require.NoError(t, startWithClock(p.cmd, p.skew))
+	}
 	p.done = make(chan struct{})
 	go func() {
 		defer close(p.done)

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
@@ -49,18 +50,19 @@ const fleetPods = 3
 // balancer passes connections to the processes of a service in turn and leaves out who takes none, as a Service of Kubernetes does.
 type balancer struct {
 	backends []string
+	wire     *wire
 	next     atomic.Uint32
 	passing  sync.WaitGroup
 }
 
-// balance gives the address of a balancer that lives as long as the test.
-func balance(t *testing.T, backends []string) (address string) {
+// balance gives the address of a balancer that lives as long as the test. The wire is the network before it; nil: a sound one.
+func balance(t *testing.T, backends []string, w *wire) (address string) {
 	t.Helper()
 	var lc net.ListenConfig
 	lis, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	b := &balancer{backends: backends}
+	b := &balancer{backends: backends, wire: w}
 	b.passing.Go(func() { b.accept(ctx, lis) })
 	t.Cleanup(func() {
 		cancel()
@@ -82,6 +84,7 @@ func (b *balancer) accept(ctx context.Context, lis net.Listener) {
 
 func (b *balancer) pass(ctx context.Context, client net.Conn) {
 	defer func() { _ = client.Close() }()
+	b.wire.setUp(ctx)
 	server := b.dial(ctx)
 	if server == nil {
 		return
@@ -89,14 +92,18 @@ func (b *balancer) pass(ctx context.Context, client net.Conn) {
 	defer func() { _ = server.Close() }()
 	defer context.AfterFunc(ctx, func() { _, _ = client.Close(), server.Close() })()
 	var copying sync.WaitGroup
-	copying.Go(func() { copyHalf(server, client) })
-	copying.Go(func() { copyHalf(client, server) })
+	copying.Go(func() { b.copyHalf(ctx, server, client) })
+	copying.Go(func() { b.copyHalf(ctx, client, server) })
 	copying.Wait()
 }
 
 // copyHalf copies one direction to its end; what goes the other way may go on.
-func copyHalf(to, from net.Conn) {
-	_, _ = io.Copy(to, from)
+func (b *balancer) copyHalf(ctx context.Context, to, from net.Conn) {
+	if b.wire == nil {
+		_, _ = io.Copy(to, from)
+	} else {
+		b.wire.carry(ctx, to, from)
+	}
 	if c, ok := to.(*net.TCPConn); ok {
 		_ = c.CloseWrite()
 	}
@@ -129,6 +136,8 @@ type fleet struct {
 	t        *testing.T
 	database string
 	places   map[string][]string // where the processes of each service listen
+	wires    map[string]*wire    // the network before each service; nil: sound
+	edge     []string            // settings of gateways alone
 	replicas []*replica
 	agents   []string               // ids
 	errors   *observer.ObservedLogs // what agents say that should not be
@@ -140,14 +149,28 @@ type fleet struct {
 // 127.0.0.3 and 127.0.0.4, they find them by that name instead, as by the headless Services of the chart.
 func startFleet(t *testing.T, agents int) *fleet {
 	t.Helper()
-	dir := filepath.Join(testpg.Dir(t), "data")
-	f := &fleet{t: t, database: testpg.NewServer(t, testpg.ServerConfig{}).URL(), places: map[string][]string{},
-		installation: &installation{dir: dir, processes: map[string]*process{}, caFile: filepath.Join(dir, "ca.crt"), key: rootKey}}
+	f := newFleet(t, testpg.NewServer(t, testpg.ServerConfig{}).URL())
 	f.settle()
-	migrate := exec.CommandContext(t.Context(), binaries.certctl, "migrate")
+	f.boot()
+	f.enrol(agents)
+	return f
+}
+
+// newFleet makes a fleet on a Postgres of its own; nothing runs yet.
+func newFleet(t *testing.T, database string) *fleet {
+	t.Helper()
+	dir := filepath.Join(testpg.Dir(t), "data")
+	return &fleet{t: t, database: database, places: map[string][]string{},
+		installation: &installation{dir: dir, processes: map[string]*process{}, caFile: filepath.Join(dir, "ca.crt"), key: rootKey}}
+}
+
+// boot migrates, and starts two replicas of everything.
+func (f *fleet) boot() {
+	f.t.Helper()
+	migrate := exec.CommandContext(f.t.Context(), binaries.certctl, "migrate")
 	migrate.Env = f.shared
 	out, err := migrate.CombinedOutput()
-	require.NoError(t, err, "%s", out)
+	require.NoError(f.t, err, "%s", out)
 	for n := range 2 {
 		for _, s := range servicesOf() {
 			f.run(s, n)
@@ -155,18 +178,16 @@ func startFleet(t *testing.T, agents int) *fleet {
 	}
 	for n := range 2 {
 		f.run("gateway", n)
-		f.ready(t) // the first makes the CA of both
+		f.ready(f.t) // the first makes the CA of both
 	}
 	for _, r := range f.replicas {
-		f.wait(t, r.name+" to be ready", func() bool { return f.serves(r) })
+		f.wait(f.t, r.name+" to be ready", func() bool { return f.serves(r) })
 	}
-	t.Cleanup(func() { // all at once, before each is waited for
+	f.t.Cleanup(func() { // all at once, before each is waited for
 		for _, r := range f.replicas {
 			_ = r.cmd.Process.Signal(syscall.SIGTERM)
 		}
 	})
-	f.enrol(agents)
-	return f
 }
 
 // servicesOf an installation, without the gateway.
@@ -186,24 +207,24 @@ func (f *fleet) settle() {
 	var shares []string
 	for _, s := range servicesOf() {
 		var at string
-		at, f.places[s] = f.meet(os.Getenv("ROLLING_NAME"))
+		at, f.places[s] = f.meet(os.Getenv("ROLLING_NAME"), f.wires[s])
 		f.shared = append(f.shared, "CERTCTL_"+strings.ToUpper(s)+"_ADDR="+at)
 		shares = append(shares, fmt.Sprintf("%s=%d", s, fleetQuotas[s]))
 	}
 	f.shared = append(f.shared, "CERTCTL_DATABASE_POOL_QUOTAS="+strings.Join(shares, ","))
 	var at string
-	at, f.places["gateway"] = f.meet("")
+	at, f.places["gateway"] = f.meet("", f.wires["gateway"])
 	f.url = "https://" + at
 }
 
 // meet gives the address of a service, and where its processes listen.
-func (f *fleet) meet(name string) (at string, places []string) {
+func (f *fleet) meet(name string, w *wire) (at string, places []string) {
 	f.t.Helper()
 	if name == "" {
 		for range fleetPods {
 			places = append(places, targettest.FreeAddress(f.t))
 		}
-		return balance(f.t, places), places
+		return balance(f.t, places, w), places
 	}
 	var resolver net.Resolver
 	addresses, err := resolver.LookupHost(f.t.Context(), name)
@@ -222,7 +243,7 @@ func (f *fleet) meet(name string) (at string, places []string) {
 func (f *fleet) run(service string, n int) *replica {
 	f.t.Helper()
 	r := &replica{service: service, probe: f.places[service][n]}
-	settings := []string{"CERTCTL_LISTEN_ADDR=" + r.probe}
+	settings := append([]string{"CERTCTL_LISTEN_ADDR=" + r.probe}, f.edge...)
 	if service != "gateway" {
 		r.probe = targettest.FreeAddress(f.t)
 		settings = []string{"CERTCTL_GRPC_LISTEN_ADDR=" + f.places[service][n], "CERTCTL_HEALTH_LISTEN_ADDR=" + r.probe}
@@ -337,36 +358,37 @@ func (f *fleet) newClient(http2 bool) *http.Client {
 	return &http.Client{Timeout: mostRepeating, Transport: transport}
 }
 
-// watchConnections looks at how many connections each role has until stop, which gives the most that were seen.
+// watchConnections looks at how many connections each role has until stop, which gives the most that were seen. It goes on when the
+// database is away for a while.
 func (f *fleet) watchConnections(ctx context.Context) (stop func() map[string]int) {
 	f.t.Helper()
-	conn, err := pgx.Connect(ctx, f.database)
+	config, err := pgxpool.ParseConfig(f.database)
+	require.NoError(f.t, err)
+	config.MaxConns = 1
+	pool, err := pgxpool.NewWithConfig(ctx, config)
 	require.NoError(f.t, err)
 	most := map[string]int{}
 	ctx, cancel := context.WithCancel(ctx)
-	var watching errgroup.Group
-	watching.Go(func() error {
+	var watching sync.WaitGroup
+	watching.Go(func() {
 		for ; ctx.Err() == nil; pause(ctx, 5*interval) {
-			answer, err := conn.Query(ctx, `SELECT substr(usename, length('certctl_') + 1), count(*)::int FROM pg_stat_activity WHERE usename LIKE 'certctl\_%' GROUP BY 1`)
+			answer, err := pool.Query(ctx, `SELECT substr(usename, length('certctl_') + 1), count(*)::int FROM pg_stat_activity WHERE usename LIKE 'certctl\_%' GROUP BY 1`)
 			if err != nil {
-				continue // the end of the watch
+				continue
 			}
 			var role string
 			var n int
-			_, err = pgx.ForEachRow(answer, []any{&role, &n}, func() error {
+			_, _ = pgx.ForEachRow(answer, []any{&role, &n}, func() error {
 				most[role] = max(most[role], n)
 				return nil
 			})
-			if err != nil && ctx.Err() == nil {
-				return err
-			}
 		}
-		return nil
 	})
 	return func() map[string]int {
 		cancel()
-		require.NoError(f.t, watching.Wait())
-		require.NoError(f.t, conn.Close(context.WithoutCancel(ctx)))
+		watching.Wait()
+		pool.Close()
+		require.Len(f.t, most, len(servicesOf()), "nobody was seen")
 		return most
 	}
 }

@@ -128,7 +128,8 @@ func (l *rolling) count(why string, first time.Time) {
 	}
 }
 
-func (l *rolling) once(ctx context.Context, client *http.Client, q request) (r reply, err error) {
+// once sends a request once.
+func (in *installation) once(ctx context.Context, client *http.Client, q request) (r reply, err error) {
 	var body io.Reader
 	if q.body != nil {
 		b, err := json.Marshal(q.body)
@@ -137,7 +138,7 @@ func (l *rolling) once(ctx context.Context, client *http.Client, q request) (r r
 		}
 		body = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(ctx, q.method, l.url+q.path, body)
+	req, err := http.NewRequestWithContext(ctx, q.method, in.url+q.path, body)
 	if err != nil {
 		return r, err
 	}

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 
@@ -495,6 +496,13 @@ func selfSigned(t *testing.T) tls.Certificate {
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	require.NoError(t, err)
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+func TestADiskThatIsFullMayHaveRoomLater(t *testing.T) {
+	t.Parallel()
+	err := &pgconn.PgError{Severity: "ERROR", Code: "53100", Message: "could not extend file: No space left on device"}
+	require.True(t, pg.Transient(err))
+	requireAdvice(t, pg.Diagnose(err), "53100", "make room")
 }
 
 func TestDiagnoseLeavesOtherErrorsAlone(t *testing.T) {

@@ -29,12 +29,14 @@ const (
 	codeDuplicateSchema      = "42P06"
 	codeSerializationFailure = "40001"
 	codeDeadlock             = "40P01"
+	codeDiskFull             = "53100"
 	codeTooManyConnections   = "53300"
 	codeAdminShutdown        = "57P01"
 	codeCrashShutdown        = "57P02"
 	codeCannotConnectNow     = "57P03"
 	codeInternalError        = "XX000" // among others "tuple concurrently updated"
 	classConnection          = "08"
+	classResources           = "53" // no room on the disk, no memory, no connection left
 )
 
 // Problem is a failure that an operator can mend: what is wrong and what to do, over its cause.
@@ -77,13 +79,12 @@ func Unstorable(err error) bool {
 	return hasCode(err, "22021", "22P05") // character_not_in_repertoire, untranslatable_character
 }
 
-// Transient tells whether waiting may mend err: the server is down, starting, ending, out of connections, or gave a
+// Transient tells whether waiting may mend err: the server is down, starting, ending, out of connections, memory or room on its disk, or gave a
 // transaction or the wait for a lock up. It says nothing about whether a statement that failed so had its effect.
 func Transient(err error) bool {
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return strings.HasPrefix(e.Code, classConnection) || slices.Contains([]string{
-			codeSerializationFailure, codeDeadlock, codeTooManyConnections, codeLockNotAvailable,
-			codeAdminShutdown, codeCrashShutdown, codeCannotConnectNow,
+		return strings.HasPrefix(e.Code, classConnection) || strings.HasPrefix(e.Code, classResources) || slices.Contains([]string{
+			codeSerializationFailure, codeDeadlock, codeLockNotAvailable, codeAdminShutdown, codeCrashShutdown, codeCannotConnectNow,
 		}, e.Code)
 	}
 	if errors.Is(err, context.Canceled) || isTLS(err) {
@@ -133,6 +134,8 @@ func adviseState(code string, who login) string {
 		return fmt.Sprintf("Postgres has no connection left for role %q (SQLSTATE 53300): its CONNECTION LIMIT (the service's number in CERTCTL_DATABASE_POOL_QUOTAS) "+
 			"or the server's max_connections is reached. Each replica needs 2, and one more replica has to have room: run fewer, or raise the quota and "+
 			"CERTCTL_DATABASE_MAX_CONNS and run `certctl migrate`, and keep max_connections above CERTCTL_DATABASE_MAX_CONNS", who.user)
+	case codeDiskFull:
+		return "the disk of Postgres is full (SQLSTATE 53100): make room there"
 	case codeUndefinedTable, codeInvalidSchema:
 		return "the schema is not there yet: run `certctl migrate` (in Kubernetes the job …-migrate does)"
 	case codeCannotConnectNow:
