@@ -320,6 +320,9 @@ func (s *server) Connect(g agentv1.AgentService_ConnectServer) error {
 		s.line = l
 		s.connects = append(s.connects, time.Now())
 		s.sessions = append(s.sessions, l.session)
+		if s.revision > 0 { // as the server says what is in the mailbox
+			l.out <- &agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_WorkHint{WorkHint: &agentv1.WorkHint{Revision: s.revision}}}
+		}
 	})
 	defer s.do(func() {
 		if s.line == l {

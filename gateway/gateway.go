@@ -20,9 +20,11 @@ import (
 	"github.com/certctl/certctl/gateway/internal/auth"
 	"github.com/certctl/certctl/gateway/internal/edge"
 	"github.com/certctl/certctl/gateway/internal/etag"
+	"github.com/certctl/certctl/gateway/internal/handshake"
 	"github.com/certctl/certctl/gateway/internal/keypair"
 	"github.com/certctl/certctl/gateway/internal/own"
 	"github.com/certctl/certctl/gateway/internal/proxy"
+	"github.com/certctl/certctl/gateway/internal/relay"
 	"github.com/certctl/certctl/gateway/internal/rest"
 	"github.com/certctl/certctl/gateway/internal/route"
 	"github.com/certctl/certctl/pkg/errs"
@@ -37,12 +39,14 @@ import (
 // Fixed bounds of connections. There is no write or read timeout for whole connections: streams of agents are open for
 // hours. HTTP requests get deadlines of their own, and silent peers are found by pings.
 const (
-	readHeaderTimeout = 10 * time.Second // also that of the TLS handshake
-	idleTimeout       = 2 * time.Minute
-	maxHeaderBytes    = 32 << 10
-	pingAfter         = 30 * time.Second
-	pingTimeout       = 15 * time.Second
-	maxStreams        = 1000
+	readHeaderTimeout = 10 * time.Second
+	// handshakeTimeout is as long as agents wait: when all return at once, the last has to wait for its turn.
+	handshakeTimeout = 30 * time.Second
+	idleTimeout      = 2 * time.Minute
+	maxHeaderBytes   = 32 << 10
+	pingAfter        = 45 * time.Second // longer than agents are silent
+	pingTimeout      = 15 * time.Second
+	maxStreams       = 1000
 )
 
 // Backends names the services that the gateway needs connections to.
@@ -68,6 +72,7 @@ type Gateway struct {
 	log     *zap.Logger
 	health  *health.Health
 	grpc    *rpc.Server
+	relay   *relay.Handler
 	http    *http.Server
 	streams context.Context //nolint:containedctx // ends the streams of agents when the gateway stops
 	end     context.CancelFunc
@@ -171,13 +176,19 @@ func (g *Gateway) buildEdge(deps Deps, gate *auth.Gate, methods map[string]*rout
 	if err != nil {
 		return nil, err
 	}
+	g.relay, err = relay.New(relay.Config{MaxMessage: int(g.cfg.MaxBody)}, relay.Deps{
+		Inventory: deps.Backends[route.Inventory], Gate: gate, Log: deps.Log, Metrics: deps.Metrics, Next: g.grpc,
+	})
+	if err != nil {
+		return nil, err
+	}
 	metrics, err := edge.NewMetrics(deps.Metrics)
 	if err != nil {
 		return nil, err
 	}
 	return edge.New(edge.Config{Timeout: g.cfg.RequestTimeout, Origins: g.cfg.CORSOrigins}, edge.Deps{
 		Log: deps.Log, Metrics: metrics, Gate: gate, Routes: route.NewTable(append(routes, route.REST()...)...),
-		REST: restHandler, GRPC: g.grpc, Methods: methods,
+		REST: restHandler, GRPC: g.relay, Methods: methods,
 	})
 }
 
@@ -197,7 +208,7 @@ func (g *Gateway) buildHTTP(deps Deps, handler http.Handler) error {
 	}
 	g.http = &http.Server{
 		Handler:           handler,
-		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: getCertificate},
+		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: getCertificate, NextProtos: []string{"h2", "http/1.1"}},
 		ReadHeaderTimeout: readHeaderTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
@@ -229,13 +240,15 @@ func (g *Gateway) Serve(ctx context.Context, lis net.Listener) error {
 	if err := g.grpc.Prepare(); err != nil {
 		return errors.Join(fmt.Errorf("gateway: %w", err), lis.Close())
 	}
-	served := run.Go(func() error { return g.http.ServeTLS(lis, "", "") })
+	relayed := run.Go(func() error { return g.relay.Run(g.streams) })
+	shaken := handshake.Listen(ctx, lis, handshake.Config{TLS: g.http.TLSConfig.Clone(), Timeout: handshakeTimeout, Log: g.log})
+	served := run.Go(func() error { return g.http.Serve(shaken) })
 	select {
 	case err := <-served:
 		return fmt.Errorf("gateway: serve: %w", err)
 	case <-ctx.Done():
 	}
-	err := g.stop(ctx)
+	err := errors.Join(g.stop(ctx), <-relayed)
 	if ended := <-served; !errors.Is(ended, http.ErrServerClosed) {
 		err = errors.Join(err, fmt.Errorf("gateway: serve: %w", ended))
 	}

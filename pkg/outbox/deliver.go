@@ -25,18 +25,24 @@ type row struct {
 	broken   error // the row cannot be read as an event
 }
 
-// selectBatch leaves out the later events of a resource whose earlier one waits for its next attempt.
-const selectBatch = `SELECT id, attempts, payload FROM outbox o
+// planned has a statement planned each time. The outbox is empty one moment and full the next, so that a plan that was kept
+// from one of them, such as to read the whole table, is a bad one for the other.
+const planned = pgx.QueryExecModeCacheDescribe
+
+// selectBatch leaves out the later events of a resource whose earlier one waits for its next attempt. Those that wait are
+// few or none; they are read once and not for each event.
+const selectBatch = `WITH waiting AS MATERIALIZED (
+    SELECT resource_type, resource_id, id FROM outbox
+     WHERE destination = $1 AND attempts > 0 AND NOT dead AND due_time > statement_timestamp())
+SELECT id, attempts, payload FROM outbox o
  WHERE destination = $1 AND NOT dead AND due_time <= statement_timestamp()
    AND NOT EXISTS (
-       SELECT 1 FROM outbox e
-        WHERE e.destination = o.destination AND e.resource_type = o.resource_type AND e.resource_id = o.resource_id
-          AND e.id < o.id AND e.attempts > 0 AND NOT e.dead AND e.due_time > statement_timestamp())
+       SELECT 1 FROM waiting w WHERE w.resource_type = o.resource_type AND w.resource_id = o.resource_id AND w.id < o.id)
  ORDER BY id LIMIT $2`
 
 // read returns the oldest events that are due.
 func (r *route) read(ctx context.Context) (batch []row, more bool, err error) {
-	rows, err := r.db.Pool.Query(ctx, selectBatch, r.destination, r.batch)
+	rows, err := r.db.Pool.Query(ctx, selectBatch, planned, r.destination, r.batch)
 	if err != nil {
 		return nil, false, fmt.Errorf("read the outbox: %w", err)
 	}
@@ -194,7 +200,7 @@ func (r *route) settle(ctx context.Context, verdicts []verdict) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.cfg.Timeout)
 	defer cancel()
 	if len(applied) > 0 {
-		if _, err := r.db.Pool.Exec(ctx, `DELETE FROM outbox WHERE id = ANY($1)`, applied); err != nil {
+		if _, err := r.db.Pool.Exec(ctx, `DELETE FROM outbox WHERE id = ANY($1)`, planned, applied); err != nil {
 			return fmt.Errorf("delete delivered events: %w", err)
 		}
 	}
@@ -225,7 +231,7 @@ func (s *marks) write(ctx context.Context, r *route) error {
 	if len(s.ids) == 0 {
 		return nil
 	}
-	if _, err := r.db.Pool.Exec(ctx, markRows, s.ids, s.dead, s.waits, s.errors); err != nil {
+	if _, err := r.db.Pool.Exec(ctx, markRows, planned, s.ids, s.dead, s.waits, s.errors); err != nil {
 		return fmt.Errorf("mark undelivered events: %w", err)
 	}
 	return nil

@@ -67,7 +67,7 @@ const countEvents = `SELECT
 func (m *metrics) count(ctx context.Context, db *pg.DB, destination string) error {
 	var backlog, dead int
 	var oldest *time.Time
-	if err := db.Pool.QueryRow(ctx, countEvents, destination).Scan(&backlog, &oldest, &dead); err != nil {
+	if err := db.Pool.QueryRow(ctx, countEvents, planned, destination).Scan(&backlog, &oldest, &dead); err != nil {
 		return fmt.Errorf("count events: %w", err)
 	}
 	age := 0.0

@@ -11,9 +11,11 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -60,7 +62,7 @@ CREATE TABLE inbox (
 );
 CREATE INDEX inbox_create_time ON inbox (create_time);`
 
-// Channel is the NOTIFY channel that Add wakes the relays of a schema with; whoever listens calls Relay.Kick.
+// Channel is the NOTIFY channel that Add wakes the relays of a schema with; whoever listens calls Relay.KickFor with the payload.
 func Channel(schema string) string { return "certctl_outbox_" + schema }
 
 // Event is a fact to be told.
@@ -78,20 +80,23 @@ type Event struct {
 	Payload proto.Message
 	// Time is when it happened; zero means now.
 	Time time.Time
+	// RequestID is that of the request which caused it; empty means that of the context that Add has. A transaction that
+	// carries the changes of several requests sets it.
+	RequestID string
 }
 
-// insert also wakes the relays: Postgres sends a notification when the transaction commits, and equal ones once. Commits
+// insert also wakes the relays to those destinations: Postgres sends a notification when the transaction commits, and equal ones once. Commits
 // that notify wait for each other's turn, which is well above what certctl's changes need (one disk flush each).
 const insert = `WITH added AS (
 	INSERT INTO outbox (event_id, destination, type, resource_type, resource_id, payload, request_id)
-	SELECT e.event_id, e.destination, e.type, e.resource_type, e.resource_id, e.payload, $7
-	  FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bytea[])
-	       WITH ORDINALITY AS e (event_id, destination, type, resource_type, resource_id, payload, place)
+	SELECT e.event_id, e.destination, e.type, e.resource_type, e.resource_id, e.payload, e.request_id
+	  FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bytea[], $7::text[])
+	       WITH ORDINALITY AS e (event_id, destination, type, resource_type, resource_id, payload, request_id, place)
 	 ORDER BY e.place
 )
-SELECT pg_notify('certctl_outbox_' || current_schema(), '')`
+SELECT pg_notify('certctl_outbox_' || current_schema(), d) FROM unnest($8::text[]) AS d`
 
-// Add writes events in the caller's transaction, with one statement. The request id is taken from ctx.
+// Add writes events in the caller's transaction, with one statement.
 func Add(ctx context.Context, tx pgx.Tx, events ...Event) error {
 	if len(events) == 0 {
 		return nil
@@ -99,11 +104,13 @@ func Add(ctx context.Context, tx pgx.Tx, events ...Event) error {
 	var c columns
 	requestID := rpcctx.RequestID(ctx)
 	for _, e := range events {
-		if err := c.add(e, requestID); err != nil {
+		e.RequestID = cmp.Or(e.RequestID, requestID)
+		if err := c.add(e); err != nil {
 			return fmt.Errorf("add %s event to the outbox: %w", e.Type, err)
 		}
 	}
-	if _, err := tx.Exec(ctx, insert, c.ids, c.destinations, c.types, c.resourceTypes, c.resourceIDs, c.payloads, requestID); err != nil {
+	if _, err := tx.Exec(ctx, insert, c.ids, c.destinations, c.types, c.resourceTypes, c.resourceIDs, c.payloads, c.requestIDs,
+		slices.Compact(slices.Sorted(slices.Values(c.destinations)))); err != nil {
 		return fmt.Errorf("add events to the outbox: %w", err)
 	}
 	return nil
@@ -111,12 +118,12 @@ func Add(ctx context.Context, tx pgx.Tx, events ...Event) error {
 
 // columns are the arrays of the insert.
 type columns struct {
-	ids                                             []uuid.UUID
-	destinations, types, resourceTypes, resourceIDs []string
-	payloads                                        [][]byte
+	ids                                                         []uuid.UUID
+	destinations, types, resourceTypes, resourceIDs, requestIDs []string
+	payloads                                                    [][]byte
 }
 
-func (c *columns) add(e Event, requestID string) error {
+func (c *columns) add(e Event) error {
 	if e.Type == "" || e.Destination == "" || e.ResourceType == "" || e.ResourceID == "" {
 		return errors.New("type, destination and resource are needed")
 	}
@@ -124,7 +131,7 @@ func (c *columns) add(e Event, requestID string) error {
 	if err != nil {
 		return err
 	}
-	payload, err := e.marshal(id, requestID)
+	payload, err := e.marshal(id)
 	if err != nil {
 		return err
 	}
@@ -133,6 +140,7 @@ func (c *columns) add(e Event, requestID string) error {
 	c.types = append(c.types, e.Type)
 	c.resourceTypes = append(c.resourceTypes, e.ResourceType)
 	c.resourceIDs = append(c.resourceIDs, e.ResourceID)
+	c.requestIDs = append(c.requestIDs, e.RequestID)
 	c.payloads = append(c.payloads, payload)
 	return nil
 }
@@ -144,13 +152,13 @@ func (e Event) id() (uuid.UUID, error) {
 	return uuid.NewV7()
 }
 
-func (e Event) marshal(id uuid.UUID, requestID string) ([]byte, error) {
+func (e Event) marshal(id uuid.UUID) ([]byte, error) {
 	if e.Time.IsZero() {
 		e.Time = time.Now()
 	}
 	event := &eventv1.Event{
 		Id: id.String(), Type: e.Type, ResourceType: e.ResourceType, ResourceId: e.ResourceID,
-		Time: timestamppb.New(e.Time), RequestId: requestID,
+		Time: timestamppb.New(e.Time), RequestId: e.RequestID,
 	}
 	if e.Payload != nil {
 		var err error

@@ -471,7 +471,7 @@ func TestACommitWakesTheRelayThroughTheDatabase(t *testing.T) {
 			if n.Resync {
 				close(listening)
 			}
-			r.Kick()
+			r.KickFor(n.Payload)
 		})
 	}()
 	<-listening

@@ -28,10 +28,13 @@ const maxBatchBytes = 2 << 20
 type RelayConfig struct {
 	// Source is the name of the service whose outbox it is.
 	Source string
-	// Interval is how often the relay looks when nobody kicks it. Zero means 1 s.
+	// Interval is how often the relay looks when nobody kicks it. Zero means LeaseFor: what a dead replica has left is taken up by then.
 	Interval time.Duration
 	// Batch is how many events one delivery has at most. Zero means 500.
 	Batch int
+	// Gather is how far apart looks begin that find no full batch: what comes in between goes together, because a delivery
+	// costs the same for one event as for many. The first event after a rest is sent at once. Zero means 50 ms.
+	Gather time.Duration
 	// LeaseFor is how long a dead replica keeps a destination from the others. Zero means 6 s.
 	LeaseFor time.Duration
 	// Timeout bounds one delivery; it is less than LeaseFor. Zero means two thirds of it.
@@ -42,14 +45,17 @@ type RelayConfig struct {
 }
 
 func (c *RelayConfig) setDefaults() {
-	if c.Interval <= 0 {
-		c.Interval = time.Second
-	}
 	if c.Batch <= 0 {
 		c.Batch = 500
 	}
+	if c.Gather <= 0 {
+		c.Gather = 50 * time.Millisecond
+	}
 	if c.LeaseFor <= 0 {
 		c.LeaseFor = 6 * time.Second
+	}
+	if c.Interval <= 0 {
+		c.Interval = c.LeaseFor
 	}
 	if c.Timeout <= 0 || c.Timeout >= c.LeaseFor {
 		c.Timeout = c.LeaseFor * 2 / 3
@@ -94,6 +100,8 @@ type route struct {
 	leaseID    uuid.UUID
 	leaseUntil time.Time // by this process's clock; zero when not held
 	batch      int       // how many events are sent at a time
+	looked     time.Time // when it was last looked
+	observed   time.Time // when the events were last counted
 }
 
 // NewRelay returns a relay.
@@ -127,6 +135,18 @@ func (r *Relay) Kick() {
 	}
 }
 
+// KickFor is Kick for one destination, the payload of a notification on Channel. Any other text is a kick for all: after a gap
+// there is none.
+func (r *Relay) KickFor(destination string) {
+	for _, route := range r.routes {
+		if route.destination == destination {
+			route.kicker.Kick()
+			return
+		}
+	}
+	r.Kick()
+}
+
 // Run delivers until ctx ends, then lets go of its destinations.
 func (r *Relay) Run(ctx context.Context) error {
 	var group errgroup.Group
@@ -144,7 +164,7 @@ func (r *route) run(ctx context.Context) error {
 	defer ticker.Stop()
 	defer r.release(ctx)
 	failures := 0
-	r.observe(ctx)
+	r.observe(ctx, 0)
 	for ctx.Err() == nil {
 		more, err := r.protected(ctx)
 		if err != nil && ctx.Err() == nil {
@@ -159,6 +179,7 @@ func (r *route) run(ctx context.Context) error {
 		r.batch = min(r.batch*2, r.cfg.Batch)
 		if !more {
 			r.wait(ctx, ticker.C)
+			r.gather(ctx)
 		}
 	}
 	return nil
@@ -170,19 +191,33 @@ func (r *route) wait(ctx context.Context, ticks <-chan time.Time) {
 	case <-ctx.Done():
 	case <-r.kicker.C():
 	case <-ticks:
-		r.observe(ctx)
+		r.observe(ctx, observeEvery*r.cfg.Interval)
+	}
+}
+
+// gather lets events come together when the last look has only just begun.
+func (r *route) gather(ctx context.Context) {
+	if rest := r.cfg.Gather - time.Since(r.looked); rest > 0 {
+		sleep(ctx, rest)
+	}
+}
+
+// sleep waits for a time or the end of ctx.
+func sleep(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
 	}
 }
 
 // pause keeps kicks from hammering a receiver that is away.
 func (r *route) pause(ctx context.Context, failures int) {
 	wait, _ := r.cfg.Backoff.Next(failures)
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-		r.observe(ctx)
+	sleep(ctx, wait)
+	if ctx.Err() == nil {
+		r.observe(ctx, 0)
 	}
 }
 
@@ -197,6 +232,7 @@ func (r *route) protected(ctx context.Context) (more bool, err error) {
 
 // step delivers one batch and tells whether there may be more.
 func (r *route) step(ctx context.Context) (more bool, err error) {
+	r.looked = time.Now()
 	held, err := r.hold(ctx)
 	if err != nil || !held {
 		return false, err
@@ -213,11 +249,14 @@ VALUES ($1, $2, statement_timestamp() + $3::interval)
 ON CONFLICT (destination) DO UPDATE SET lease_id = EXCLUDED.lease_id, lease_until = EXCLUDED.lease_until
  WHERE l.lease_id = EXCLUDED.lease_id OR l.lease_until <= statement_timestamp()`
 
-// hold takes or renews the lease on the destination. It leaves time for a whole delivery.
+// hold takes or renews the lease on the destination, if there is anything to deliver. It leaves time for a whole delivery.
 func (r *route) hold(ctx context.Context) (bool, error) {
 	now := time.Now()
 	if now.Add(r.cfg.Timeout).Before(r.leaseUntil) {
 		return true, nil
+	}
+	if waiting, err := r.waiting(ctx); err != nil || !waiting {
+		return false, err
 	}
 	tag, err := r.db.Pool.Exec(ctx, holdLease, r.destination, r.leaseID, r.cfg.LeaseFor)
 	if err != nil {
@@ -232,6 +271,16 @@ func (r *route) hold(ctx context.Context) (bool, error) {
 	return true, nil
 }
 
+// waiting tells whether an event is due: a rest costs this one read for each look.
+func (r *route) waiting(ctx context.Context) (due bool, err error) {
+	err = r.db.Pool.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM outbox WHERE destination = $1 AND NOT dead AND due_time <= statement_timestamp())`,
+		planned, r.destination).Scan(&due)
+	if err != nil {
+		return false, fmt.Errorf("look into the outbox: %w", err)
+	}
+	return due, nil
+}
+
 // release lets another replica go on at once.
 func (r *route) release(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
@@ -242,7 +291,15 @@ func (r *route) release(ctx context.Context) {
 	r.leaseUntil = time.Time{}
 }
 
-func (r *route) observe(ctx context.Context) {
+// observeEvery is after how many intervals the events are counted again.
+const observeEvery = 5
+
+// observe counts the events, unless they were counted less than a time ago.
+func (r *route) observe(ctx context.Context, every time.Duration) {
+	if time.Since(r.observed) < every {
+		return
+	}
+	r.observed = time.Now()
 	if err := r.metrics.count(ctx, r.db, r.destination); err != nil && ctx.Err() == nil {
 		r.log.Warn("counting events failed", zap.Error(err))
 	}

@@ -119,6 +119,12 @@ func (o Order) String() string { return o.column.Field + " " + strings.ToLower(o
 // Field is the name of the field that the list is ordered by.
 func (o Order) Field() string { return o.column.Field }
 
+// Column is the SQL of the column that the list is ordered by, such as "c.not_after".
+func (o Order) Column() string { return o.column.SQL }
+
+// Expression is the SQL of the first key of ORDER BY: the column, or what stands for its NULLs too.
+func (o Order) Expression() string { return o.column.expr() }
+
 // Descending tells the direction.
 func (o Order) Descending() bool { return o.desc }
 

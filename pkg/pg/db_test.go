@@ -248,11 +248,12 @@ func TestRolePasswordsAreHexHMACOverTheRole(t *testing.T) {
 func TestSessionsOfARoleHaveTimeoutsAndAName(t *testing.T) {
 	t.Parallel()
 	db := testpg.New(t, inventory())
-	var statement, lock, idle, name, path string
+	var statement, lock, idle, name, path, page, jit string
 	require.NoError(t, db.Pool.QueryRow(t.Context(), `SELECT current_setting('statement_timeout'), current_setting('lock_timeout'),
-		current_setting('idle_in_transaction_session_timeout'), current_setting('application_name'), current_setting('search_path')`).
-		Scan(&statement, &lock, &idle, &name, &path))
-	require.Equal(t, []string{"30s", "5s", "1min", "certctl/inventory", "inventory"}, []string{statement, lock, idle, name, path})
+		current_setting('idle_in_transaction_session_timeout'), current_setting('application_name'), current_setting('search_path'),
+		current_setting('random_page_cost'), current_setting('jit')`).
+		Scan(&statement, &lock, &idle, &name, &path, &page, &jit))
+	require.Equal(t, []string{"30s", "5s", "1min", "certctl/inventory", "inventory", "1.1", "off"}, []string{statement, lock, idle, name, path, page, jit})
 }
 
 func TestAConfigThatCannotWorkIsRefused(t *testing.T) {

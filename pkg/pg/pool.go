@@ -108,12 +108,18 @@ func (p *Pool) each(ctx context.Context, do func(*pgxpool.Pool) error) error {
 		case err == nil:
 			p.answered.Store(time.Now().UnixNano())
 			return nil
-		case errors.Is(err, puddle.ErrClosedPool) && p.pool.Load() != pool:
+		case p.pool.Load() != pool && ctx.Err() == nil && lostPool(err):
 			continue // it was resized meanwhile
 		case !refusedForNumber(err) || time.Since(began) > connectionWait || sleep(ctx, connectionPoll) != nil:
 			return err
 		}
 	}
+}
+
+// lostPool tells that there was no connection because the pool was closed: it gave none, or gave up the one that it was making,
+// which looks as if the caller had.
+func lostPool(err error) bool {
+	return errors.Is(err, puddle.ErrClosedPool) || errors.Is(err, context.Canceled)
 }
 
 // refusedForNumber tells that no connection was made because the role has as many as it may.

@@ -15,6 +15,9 @@ const (
 	roleStatementTimeout = "30s"
 	roleLockTimeout      = "5s"
 	roleIdleTxTimeout    = "60s"
+	// rolePageCost is what reading a page at any place costs beside one after the other, for disks without heads. With the 4 that
+	// Postgres has from the time of others it reads and sorts thousands of rows that an index has in their order.
+	rolePageCost = "1.1"
 
 	// roleAttempts bounds how often a statement on a catalog row is tried when others change the same row: roles belong
 	// to the whole server, and the advisory lock to one database.
@@ -28,6 +31,8 @@ func roleSettings(schema string) map[string]string {
 		"statement_timeout":                   roleStatementTimeout,
 		"lock_timeout":                        roleLockTimeout,
 		"idle_in_transaction_session_timeout": roleIdleTxTimeout,
+		"random_page_cost":                    rolePageCost,
+		"jit":                                 "off", // compiling a statement takes longer than any of them runs
 	}
 }
 

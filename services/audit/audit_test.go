@@ -56,7 +56,7 @@ func newBench(t *testing.T) *bench {
 }
 
 // benchOn is a replica of audit.
-func benchOn(t *testing.T, d *testpg.Database, secret string, log *zap.Logger) *bench {
+func benchOn(t testing.TB, d *testpg.Database, secret string, log *zap.Logger) *bench {
 	t.Helper()
 	b := &bench{database: d, admin: d.Admin(t), metrics: metrics.New("audit"), began: time.Date(2027, 3, 4, 5, 6, 7, 0, time.UTC)}
 	var err error
@@ -73,7 +73,7 @@ func (b *bench) auditor(t *testing.T) auditv1.AuditServiceClient {
 }
 
 // event is a delivered record about the n-th certificate; several happen within one second.
-func (b *bench) event(t *testing.T, n int, change func(*auditv1.Record)) *eventv1.Event {
+func (b *bench) event(t testing.TB, n int, change func(*auditv1.Record)) *eventv1.Event {
 	t.Helper()
 	data, err := structpb.NewStruct(map[string]any{"n": n, "names": []any{"a.example"}})
 	require.NoError(t, err)
@@ -87,7 +87,7 @@ func (b *bench) event(t *testing.T, n int, change func(*auditv1.Record)) *eventv
 	return b.carrying(t, n, r)
 }
 
-func (b *bench) carrying(t *testing.T, n int, payload proto.Message) *eventv1.Event {
+func (b *bench) carrying(t testing.TB, n int, payload proto.Message) *eventv1.Event {
 	t.Helper()
 	e := &eventv1.Event{
 		Id: uuid.Must(uuid.NewV7()).String(), Type: "audit.record", RequestId: fmt.Sprintf("req-%d", n),

@@ -7,12 +7,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 
+	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/outbox"
 	"github.com/certctl/certctl/pkg/page"
 	"github.com/certctl/certctl/pkg/pg"
@@ -24,6 +26,7 @@ import (
 	"github.com/certctl/certctl/pkg/tick"
 	agentv1 "github.com/certctl/certctl/proto/gen/go/certctl/agent/v1"
 	eventv1 "github.com/certctl/certctl/proto/gen/go/certctl/event/v1"
+	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
 	issuancev1 "github.com/certctl/certctl/proto/gen/go/certctl/issuance/v1"
 	renewalschedulerv1 "github.com/certctl/certctl/proto/gen/go/certctl/renewalscheduler/v1"
 	"github.com/certctl/certctl/services/inventory/internal/api"
@@ -40,6 +43,9 @@ const (
 	drainNotice  = 2 * time.Second
 	flushTimeout = 5 * time.Second
 )
+
+// checkedAtOnce is how many streams are looked at in one statement.
+const checkedAtOnce = 5000
 
 // Config says how inventory works. Durations and counts that are zero take the default in brackets.
 type Config struct {
@@ -58,7 +64,7 @@ type Config struct {
 	CloudDiscoveryInterval time.Duration // loop 12 (6 h)
 	CredentialGCInterval   time.Duration // loop 13 (1 h)
 	DispatchInterval       time.Duration // leases that have run out, retries that are due (5 s)
-	PresenceInterval       time.Duration // liveness of agents is written (15 s)
+	PresenceInterval       time.Duration // liveness of agents is written (30 s)
 
 	VerifyInterval    time.Duration // a deployment is looked at again (6 h)
 	AssignmentLease   time.Duration // an agent has work without a word (2 min)
@@ -68,10 +74,10 @@ type Config struct {
 	RetryMax          time.Duration // longest wait between tries (10 min)
 	FailedRetry       time.Duration // wait until the next series (1 h)
 
-	HeartbeatInterval       time.Duration // asked of agents (15 s)
-	AgentOfflineAfter       time.Duration // silence that makes an agent OFFLINE (1 min)
+	HeartbeatInterval       time.Duration // asked of agents (1 min)
+	AgentOfflineAfter       time.Duration // silence that makes an agent OFFLINE (3 min)
 	StreamLifetime          time.Duration // a stream is ended by the server, ±10 % (30 min)
-	CredentialCheckInterval time.Duration // a stream's credential is looked at again (1 min)
+	CredentialCheckInterval time.Duration // credentials and mailboxes of all streams are looked at again (1 min)
 	CredentialLifetime      time.Duration // an agent is asked to rotate (30 days)
 }
 
@@ -87,15 +93,15 @@ func (c *Config) setDefaults() {
 		{&c.CloudDiscoveryInterval, 6 * time.Hour},
 		{&c.CredentialGCInterval, time.Hour},
 		{&c.DispatchInterval, 5 * time.Second},
-		{&c.PresenceInterval, 15 * time.Second},
+		{&c.PresenceInterval, 30 * time.Second},
 		{&c.VerifyInterval, 6 * time.Hour},
 		{&c.AssignmentLease, 2 * time.Minute},
 		{&c.DeployDeadline, time.Hour},
 		{&c.RetryBase, 5 * time.Second},
 		{&c.RetryMax, 10 * time.Minute},
 		{&c.FailedRetry, time.Hour},
-		{&c.HeartbeatInterval, 15 * time.Second},
-		{&c.AgentOfflineAfter, time.Minute},
+		{&c.HeartbeatInterval, time.Minute},
+		{&c.AgentOfflineAfter, 3 * time.Minute},
 		{&c.StreamLifetime, 30 * time.Minute},
 		{&c.CredentialCheckInterval, time.Minute},
 		{&c.CredentialLifetime, 30 * 24 * time.Hour},
@@ -192,7 +198,6 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	}
 	s.api = api.New(api.Config{
 		ServerVersion: cfg.ServerVersion, HeartbeatInterval: cfg.HeartbeatInterval, StreamLifetime: cfg.StreamLifetime,
-		CredentialCheckInterval: cfg.CredentialCheckInterval,
 	}, api.Deps{
 		Core: s.core, Hub: s.hub, Log: deps.Log, Events: sink,
 		Revisions: revision.NewServer(deps.DB.Pool, store.Certificates, store.Agents, store.Targets, store.Deployments, store.Discovered),
@@ -231,7 +236,7 @@ func (s *Service) AuthzTable() rpc.AuthzTable { return api.Table() }
 
 // LongLivedStreams names the streams that a server of inventory lets live without a deadline.
 func (s *Service) LongLivedStreams() []string {
-	return []string{agentv1.AgentService_Connect_FullMethodName}
+	return []string{agentv1.AgentService_Connect_FullMethodName, inventoryv1.AgentRelayService_Relay_FullMethodName}
 }
 
 // Loops tells how the loops are.
@@ -264,7 +269,42 @@ func (s *Service) notified(n pg.Notification) {
 			s.hub.Notice(notice)
 		}
 	default:
-		s.relay.Kick()
+		s.relay.KickFor(n.Payload)
+	}
+}
+
+// checkStreams looks at the credentials and mailboxes of streams: of those that there was word of, else of all. What nobody fetched is
+// hinted again, so that no agent needs to ask. A database that cannot be asked ends no stream.
+func (s *Service) checkStreams(ctx context.Context) (tick.Result, error) {
+	streams := s.hub.TakeChecks()
+	for part := range slices.Chunk(streams, checkedAtOnce) {
+		held := make([]core.Held, 0, len(part))
+		for _, line := range part {
+			held = append(held, core.Held{AgentID: line.AgentID, CredentialID: line.CredentialID})
+		}
+		checked, err := s.core.Check(ctx, held)
+		if err != nil {
+			return tick.Result{}, fmt.Errorf("check agents' streams: %w", err)
+		}
+		for i, line := range part {
+			tell(line, checked[i])
+		}
+	}
+	return tick.Result{Rows: len(streams)}, nil
+}
+
+func tell(line *hub.Stream, c core.Checked) {
+	switch {
+	case errs.ReasonOf(c.Err) == "AGENT_RETIRED":
+		line.Stop(hub.Retired)
+	case c.Err != nil:
+		line.Stop(hub.Refused)
+	default:
+		line.Notice(c.Mailbox.Number)
+		line.Hint(c.Mailbox.Unfetched)
+		if c.Rotate {
+			line.Rotate()
+		}
 	}
 }
 

@@ -202,7 +202,7 @@ func (s *Service) Run(ctx context.Context) error {
 
 // listen wakes the relay. Without it the relay looks once a second.
 func (s *Service) listen(ctx context.Context) error {
-	err := s.db.Listen(ctx, []string{outbox.Channel(name)}, func(pg.Notification) { s.relay.Kick() })
+	err := s.db.Listen(ctx, []string{outbox.Channel(name)}, func(n pg.Notification) { s.relay.KickFor(n.Payload) })
 	if err != nil && ctx.Err() == nil {
 		s.log.Warn("the outbox is not listened on; events wait for the relay's next look", zap.Error(err))
 	}

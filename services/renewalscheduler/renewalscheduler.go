@@ -164,11 +164,14 @@ func newAPI(cfg Config, deps Deps, c *core.Core, st *store.Store) (*api.Server, 
 	if err != nil {
 		return nil, fmt.Errorf("renewalscheduler: %w", err)
 	}
+	together := func(ctx context.Context, tx pgx.Tx, events []*eventv1.Event) error {
+		return store.In(ctx, tx, func(ctx context.Context, tx *store.Tx) error { return c.Apply(ctx, tx, events) })
+	}
 	sink, err := outbox.NewSink(outbox.SinkDeps{
 		DB: deps.DB, Logger: deps.Log, After: c.Kick,
 		Apply: func(ctx context.Context, tx pgx.Tx, e *eventv1.Event) error {
-			return c.ApplyEvent(ctx, store.In(tx), e)
-		},
+			return together(ctx, tx, []*eventv1.Event{e})
+		}, ApplyBatch: together,
 	})
 	if err != nil {
 		return nil, err
@@ -199,7 +202,7 @@ func (s *Service) Run(ctx context.Context) error {
 
 // listen wakes the relay. Without it the relay looks once a second.
 func (s *Service) listen(ctx context.Context) error {
-	err := s.db.Listen(ctx, []string{outbox.Channel(name)}, func(pg.Notification) { s.relay.Kick() })
+	err := s.db.Listen(ctx, []string{outbox.Channel(name)}, func(n pg.Notification) { s.relay.KickFor(n.Payload) })
 	if err != nil && ctx.Err() == nil {
 		s.log.Warn("the outbox is not listened on; events wait for the relay's next look", zap.Error(err))
 	}

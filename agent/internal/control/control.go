@@ -26,6 +26,10 @@ import (
 // maxMessage bounds what is received, bytes.
 const maxMessage = 4 << 20
 
+// connectTimeout bounds a connection's beginning, with the TLS handshake. When a whole fleet returns at once, its last agents wait long
+// for their turn; who gives up and begins anew makes them all wait longer.
+const connectTimeout = 30 * time.Second
+
 // reasonRetired is the reason with which the server ends an agent for good.
 const reasonRetired = "AGENT_RETIRED"
 
@@ -46,9 +50,10 @@ func Dial(server, ca string, id *identity.Store, log *zap.Logger) (*grpc.ClientC
 	conn, err := grpc.NewClient("dns:///"+target,
 		grpc.WithTransportCredentials(newPinned(&tls.Config{MinVersion: tls.VersionTLS13, ServerName: host}, trust)),
 		grpc.WithPerRPCCredentials(bearer{id}),
-		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 10 * time.Second,
-			Backoff: backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.5, MaxDelay: 20 * time.Second}}),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 45 * time.Second, Timeout: 15 * time.Second}),
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: connectTimeout,
+			Backoff: backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.5, MaxDelay: 10 * time.Second}}),
+		// Heartbeats that nobody acknowledges end the connection, too: grpc gives it a TCP_USER_TIMEOUT of Timeout.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Minute, Timeout: 15 * time.Second}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 	)
 	if err != nil {
@@ -103,14 +108,15 @@ func Retired(err error) bool {
 // Unauthenticated tells whether the server refuses the credential.
 func Unauthenticated(err error) bool { return errs.KindOf(err) == errs.Unauthenticated }
 
-// Backoff is a wait with full jitter that doubles up to a cap (1 s to 60 s).
+// Backoff is a wait with full jitter that doubles up to a cap (1 s to 30 s): however long the server was away, within half a minute
+// everybody has come back.
 type Backoff struct{ attempt int }
 
 // Next answers how long to wait now.
 func (b *Backoff) Next() time.Duration {
-	const first, most = time.Second, time.Minute
+	const first, most = time.Second, 30 * time.Second
 	ceiling := most
-	if b.attempt < 6 {
+	if b.attempt < 5 {
 		ceiling = min(most, first<<b.attempt)
 	}
 	b.attempt++

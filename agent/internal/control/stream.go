@@ -44,7 +44,7 @@ type Stream struct {
 	Log    *zap.Logger
 	// Credential gives the newest credential.
 	Credential func() secretbox.Secret
-	// Work is called when there may be work: after each connect and with each hint.
+	// Work is called with each hint that there is work. The server gives one after the welcome if there is any.
 	Work func()
 	// Rotate is called when the server asks for a rotation of the credential.
 	Rotate func()
@@ -191,7 +191,6 @@ func (s *Stream) welcome(w *agentv1.Welcome) {
 	s.welcomed = time.Now()
 	s.State(nil)
 	s.Log.Info("connected", zap.String("server_version", w.GetServerVersion()))
-	s.Work() // what was hinted while there was no stream
 }
 
 // drain answers how long to stay away. Without a word from the server the waits of a fleet must differ all the same.

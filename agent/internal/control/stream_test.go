@@ -133,9 +133,9 @@ func TestAServerThatDropsStreamsIsNotPressed(t *testing.T) {
 		}}
 		work, err := play(t, w, time.Hour, nil)
 		require.NoError(t, err)
-		require.Greater(t, len(w.connects), 60, "about every 30 s")
-		require.Less(t, len(w.connects), 300)
-		require.Equal(t, len(w.connects), work, "work is asked for after each")
+		require.Greater(t, len(w.connects), 120, "about every 15 s")
+		require.Less(t, len(w.connects), 400)
+		require.Zero(t, work, "nothing was hinted, so nothing is asked for")
 	})
 }
 
@@ -226,9 +226,9 @@ func TestAnIdentityThatCannotBeStoredEndsTheStream(t *testing.T) {
 	})
 }
 
-func TestTheWaitHasFullJitterBetweenOneSecondAndOneMinute(t *testing.T) {
+func TestTheWaitHasFullJitterBetweenOneSecondAndHalfAMinute(t *testing.T) {
 	t.Parallel()
-	ceilings := []time.Duration{time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 32 * time.Second, time.Minute, time.Minute}
+	ceilings := []time.Duration{time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 30 * time.Second, 30 * time.Second}
 	low, high := make([]int, len(ceilings)), make([]int, len(ceilings))
 	for range 2000 {
 		var b Backoff

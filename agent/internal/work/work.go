@@ -25,8 +25,9 @@ const (
 	targetSlots = 8
 	// batch is how many assignments are asked for at once, and with how many in hand no more are asked for.
 	batch = 64
-	// sweep is how often work is asked for that nobody hinted at.
-	sweep = time.Minute
+	// sweep is how often work is asked for that nobody hinted at. It is rare: each asks the database, and the server looks every minute,
+	// for all agents at once, whether work lies about, and hints again.
+	sweep = 6 * time.Hour
 	// pruning is how often results are dropped that nobody can ask for any more.
 	pruning = 24 * time.Hour
 	// callTimeout bounds one call to the server.

@@ -40,14 +40,19 @@ type Config struct {
 
 // Gate lets requests in.
 type Gate struct {
-	none                     bool
-	keys                     Keys
-	address, failure, caller *limit.Limiter
+	none                             bool
+	keys                             Keys
+	address, agents, failure, caller *limit.Limiter
 }
+
+// agentBurst is how many times the burst of an address agents have behind it. They are counted apart from users: when a fleet behind one
+// address returns, all at once, nobody else there must be refused, and neither must the fleet.
+const agentBurst = 10
 
 // NewGate makes a gate.
 func NewGate(cfg Config) (*Gate, error) {
-	g := &Gate{address: limit.New(cfg.Address), failure: limit.New(cfg.Failure), caller: limit.New(cfg.Caller)}
+	agents := limit.Rate{PerSecond: cfg.Address.PerSecond, Burst: agentBurst * cfg.Address.Burst}
+	g := &Gate{address: limit.New(cfg.Address), agents: limit.New(agents), failure: limit.New(cfg.Failure), caller: limit.New(cfg.Caller)}
 	switch cfg.Type {
 	case TypeNone:
 		g.none = true
@@ -67,6 +72,9 @@ func NewGate(cfg Config) (*Gate, error) {
 
 // Address takes a request of an address ("host:port"), whoever it is from.
 func (g *Gate) Address(hostport string) error { return g.address.Take(limit.AddressKey(hostport)) }
+
+// Agent takes a request to an address' agents' own service.
+func (g *Gate) Agent(hostport string) error { return g.agents.Take(limit.AddressKey(hostport)) }
 
 // Caller tells whose request it is by its Authorization headers (RFC 6750, section 2.1). A right key is let in however many wrong
 // ones its address has sent: behind one address there can be many users, and none may lock out the others.
@@ -112,11 +120,11 @@ func (a GRPC) Authenticate(ctx context.Context, fullMethod string, md metadata.M
 	if p, ok := peer.FromContext(ctx); ok {
 		address = p.Addr.String()
 	}
+	if a.Open(fullMethod) {
+		return rpcctx.AnonymousCaller(), a.Gate.Agent(address)
+	}
 	if err := a.Gate.Address(address); err != nil {
 		return rpcctx.Caller{}, err
-	}
-	if a.Open(fullMethod) {
-		return rpcctx.AnonymousCaller(), nil
 	}
 	return a.Gate.Caller(address, md.Get(rpc.MetadataAuthorization))
 }

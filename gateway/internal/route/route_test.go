@@ -26,7 +26,7 @@ func TestExactlyTheServicesForUsersAndAgentsAreExposed(t *testing.T) {
 			service := file.Services().Get(i)
 			services++
 			name := string(service.Name())
-			forPeers := strings.HasSuffix(name, "InternalService") || name == "EventSinkService" || name == "RevisionService"
+			forPeers := strings.HasSuffix(name, "InternalService") || name == "EventSinkService" || name == "RevisionService" || name == "AgentRelayService"
 			for j := range service.Methods().Len() {
 				full := "/" + string(service.FullName()) + "/" + string(service.Methods().Get(j).Name())
 				if forPeers {

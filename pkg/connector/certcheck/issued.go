@@ -247,7 +247,7 @@ func buildChain(leaf *x509.Certificate, certs []*x509.Certificate, want Issued) 
 	if err != nil {
 		return Chain{}, mismatch("chain", "does not lead to a trusted root: %v", err)
 	}
-	return split(longest(chains)), nil
+	return split(longest(chains), want.Roots), nil
 }
 
 // verifyTime is when the chain has to be valid. Validity of the leaf itself has its own check with its own words.
@@ -302,10 +302,13 @@ func flatten(chain []*x509.Certificate) []byte {
 	return out
 }
 
-// split takes the root off the end: clients have it, and TLS servers need not send it (RFC 8446, section 4.4.2).
-func split(chain []*x509.Certificate) Chain {
+// split takes the root off the end: clients have it, and TLS servers need not send it (RFC 8446, section 4.4.2). Whether one of
+// the anchors has signed itself is for who trusts it to know.
+func split(chain, anchors []*x509.Certificate) Chain {
 	c := Chain{Leaf: chain[0], Intermediates: chain[1:]}
-	if last := chain[len(chain)-1]; len(chain) > 1 && SelfSigned(last) {
+	last := chain[len(chain)-1]
+	own := bytes.Equal(last.RawSubject, last.RawIssuer) && (slices.ContainsFunc(anchors, last.Equal) || SelfSigned(last))
+	if len(chain) > 1 && own {
 		c.Root, c.Intermediates = last, chain[1:len(chain)-1]
 	}
 	return c

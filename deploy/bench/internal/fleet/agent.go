@@ -61,8 +61,8 @@ func (f *Fleet) dial(options ...grpc.DialOption) (*grpc.ClientConn, error) {
 		grpc.WithTransportCredentials(f.tls),
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: connectTimeout,
 			Backoff: backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.5, MaxDelay: 10 * time.Second}}),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 45 * time.Second, Timeout: 15 * time.Second}),
-		grpc.WithReadBufferSize(buffer), grpc.WithWriteBufferSize(buffer), grpc.WithSharedWriteBuffer(true),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Minute, Timeout: 15 * time.Second}),
+		grpc.WithReadBufferSize(buffer), grpc.WithWriteBufferSize(buffer),
 		grpc.WithDisableServiceConfig(), grpc.WithNoProxy())...)
 	if err != nil {
 		return nil, fmt.Errorf("fleet: prepare a connection: %w", err)
@@ -128,7 +128,7 @@ func (a *agent) once(ctx context.Context) (after time.Duration, welcomed bool, e
 	if err != nil {
 		return 0, false, received(stream, err)
 	}
-	patience := time.AfterFunc(welcomeTimeout, func() { cancel(errSilent) })
+	patience := time.AfterFunc(welcomeTimeout, func() { cancel(errSilent) }) //nolint:forbidigo // happens once
 	defer patience.Stop()
 	var heart heart
 	defer heart.stop()
@@ -172,7 +172,7 @@ type heart struct {
 func (h *heart) start(stream agentv1.AgentService_ConnectClient, interval time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.timer = time.AfterFunc(tick.Jittered(interval, tick.DefaultJitter), func() {
+	h.timer = time.AfterFunc(tick.Jittered(interval, tick.DefaultJitter), func() { //nolint:forbidigo // a ticker for each agent would be a goroutine for each
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		if h.ended {

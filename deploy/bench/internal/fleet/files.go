@@ -11,7 +11,7 @@ const spareFiles = 256
 // enoughFiles has this process open as many files as the agents need, one for each. The gateway needs as many, and takes its limit from
 // who starts it.
 func enoughFiles(agents int) error {
-	need := uint64(agents) + spareFiles //nolint:gosec // a length
+	need := uint64(agents) + spareFiles
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		return fmt.Errorf("fleet: read the limit of open files: %w", err)

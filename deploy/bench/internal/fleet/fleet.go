@@ -101,7 +101,9 @@ func newFleet(cfg Config) (*Fleet, error) {
 	f := &Fleet{
 		cfg: cfg, host: u.Host, log: cfg.Log, changed: make(chan struct{}),
 		// No cache of sessions: each connection is a whole handshake, as it is for the real agent.
-		tls:     credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, ServerName: u.Hostname(), RootCAs: roots}),
+		tls: handshakes{
+			credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, ServerName: u.Hostname(), RootCAs: roots}), make(chan struct{}, handshakesAtOnce),
+		},
 		created: map[string]time.Time{}, started: map[string]time.Time{}, delays: load.NewHistogram(),
 	}
 	if f.log == nil {
@@ -195,7 +197,33 @@ func (f *Fleet) Waiting() int {
 	return len(f.created)
 }
 
-// errNoPorts is what a host says when it has no port left for one more connection.
+// handshakesAtOnce is how many agents are in their handshake at once. Real ones have a host each; here they share a few cores, and if all
+// began at once, each would be so slow that the gateway, which waits 2 s for the first frame after a handshake, would close its connection.
+const handshakesAtOnce = 64
+
+// handshakes are transport credentials that take turns.
+type handshakes struct {
+	credentials.TransportCredentials
+	turns chan struct{}
+}
+
+// ClientHandshake implements credentials.TransportCredentials.
+func (h handshakes) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	select {
+	case h.turns <- struct{}{}:
+	case <-ctx.Done():
+		return nil, nil, context.Cause(ctx)
+	}
+	defer func() { <-h.turns }()
+	return h.TransportCredentials.ClientHandshake(ctx, authority, raw)
+}
+
+// Clone implements credentials.TransportCredentials.
+func (h handshakes) Clone() credentials.TransportCredentials {
+	return handshakes{h.TransportCredentials.Clone(), h.turns}
+}
+
+// explain says what a connection that cannot be made may need.
 func explain(err error) error {
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op == "dial" {

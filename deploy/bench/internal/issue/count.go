@@ -101,12 +101,7 @@ func (m *measure) drained(ctx context.Context) error {
 	}
 }
 
-// flush is how long a backend of Postgres may keep what it has counted to itself.
-const flush = 12 * time.Second
-
-// flushed waits until the counters are complete.
-func (m *measure) flushed(ctx context.Context) error { return wait(ctx, flush) }
-
+// wait waits for a time; an error: ctx has ended.
 func wait(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

@@ -14,6 +14,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -58,6 +59,10 @@ type Config struct {
 	Binary string
 	// Apart runs each service as a process of its own, as the chart does.
 	Apart bool
+	// Replicas of each service and of the gateway, where they run apart; 0 is one.
+	Replicas int
+	// Cores bounds the CPU time of each process of certctl, where they run apart; 0 does not.
+	Cores float64
 	// Environment are more settings, "NAME=value".
 	Environment []string
 	// Postgres are settings of postgresql.conf.
@@ -71,6 +76,8 @@ type Site struct {
 	// Metrics is where one process serves its metrics, "host:port".
 	Metrics string
 	CA      []byte
+	// Gateways are the "host:port" of all replicas of the gateway.
+	Gateways []string
 	// Secret is CERTCTL_INTERNAL_SECRET; Addresses are where services listen that run apart, by name.
 	Secret    secretbox.Secret
 	Addresses map[string]string
@@ -90,6 +97,7 @@ type process struct {
 	log  string
 	done chan struct{}
 	err  error
+	free func() // gives back its control group
 }
 
 // stop ends a program as an init system does.
@@ -183,15 +191,29 @@ func (s *Site) settle(ctx context.Context) error {
 		"CERTCTL_RATE_LIMIT_PER_CALLER=1000000", "CERTCTL_RATE_LIMIT_PER_ADDRESS=1000000",
 	}
 	if s.cfg.Apart {
-		for _, name := range Services() {
-			if s.Addresses[name], err = freeAddress(ctx); err != nil {
-				return err
-			}
-			s.shared = append(s.shared, "CERTCTL_"+strings.ToUpper(name)+"_ADDR="+s.Addresses[name])
+		if err := s.separate(ctx); err != nil {
+			return err
 		}
 	}
 	s.shared = append(s.shared, s.cfg.Environment...)
 	return nil
+}
+
+// separate gives each service a port, which all its replicas have, each at an address of its own.
+func (s *Site) separate(ctx context.Context) (err error) {
+	s.cfg.Replicas = max(s.cfg.Replicas, 1)
+	for _, name := range Services() {
+		if s.Addresses[name], err = freeAddress(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// at is where a replica listens, whose first is at address.
+func at(address string, replica int) string {
+	_, port, _ := net.SplitHostPort(address) // of our own making
+	return net.JoinHostPort(netip.AddrFrom4([4]byte{127, 0, 0, byte(1 + replica)}).String(), port)
 }
 
 // JoinToken is what agents may join with.
@@ -228,12 +250,7 @@ func (s *Site) Start(ctx context.Context, environment ...string) error {
 		if err := s.migrate(ctx); err != nil {
 			return err
 		}
-		for _, name := range Services() {
-			if err := s.run(ctx, name, env, "serve", "--service", name); err != nil {
-				return err
-			}
-		}
-		if err := s.run(ctx, Gateway, env, "serve", "--service", Gateway); err != nil {
+		if err := s.startApart(ctx, env); err != nil {
 			return err
 		}
 	} else if err := s.run(ctx, One, append(env, "CERTCTL_METRICS_LISTEN_ADDR="+s.Metrics), "serve"); err != nil {
@@ -244,6 +261,45 @@ func (s *Site) Start(ctx context.Context, environment ...string) error {
 	}
 	s.Ready = time.Since(began)
 	return nil
+}
+
+// startApart starts all replicas. The first gateway makes the CA that the others take.
+func (s *Site) startApart(ctx context.Context, env []string) error {
+	for replica := range s.cfg.Replicas {
+		for _, name := range Services() {
+			if err := s.runReplica(ctx, name, replica, env); err != nil {
+				return err
+			}
+		}
+	}
+	s.Gateways = nil
+	for replica := range s.cfg.Replicas {
+		if err := s.runReplica(ctx, Gateway, replica, env); err != nil {
+			return err
+		}
+		s.Gateways = append(s.Gateways, at(s.Address(), replica))
+		if err := s.untilReady(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// runReplica starts one process, named "inventory" or "inventory-1".
+func (s *Site) runReplica(ctx context.Context, service string, replica int, env []string) error {
+	name := service
+	if replica > 0 {
+		name = fmt.Sprintf("%s-%d", service, replica)
+	}
+	listen := "CERTCTL_LISTEN_ADDR=" + at(s.Address(), replica)
+	if service != Gateway {
+		listen = "CERTCTL_GRPC_LISTEN_ADDR=" + at(s.Addresses[service], replica)
+	}
+	env = append(slices.Clone(env), listen)
+	for _, peer := range Services() { // there is no Service of Kubernetes to spread the calls: each replica has peers of its own number
+		env = append(env, "CERTCTL_"+strings.ToUpper(peer)+"_ADDR="+at(s.Addresses[peer], replica))
+	}
+	return s.run(ctx, name, env, "serve", "--service", service)
 }
 
 func (s *Site) migrate(ctx context.Context) error {
@@ -270,28 +326,13 @@ func (s *Site) Restart(ctx context.Context, name string) error {
 	if err := p.stop(); err != nil {
 		return fmt.Errorf("restart %s: %w", name, err)
 	}
-	if err := s.run(ctx, name, s.shared, "serve", "--service", name); err != nil {
+	if err := s.runReplica(ctx, name, 0, s.shared); err != nil {
 		return err
 	}
 	return s.untilReady(ctx)
 }
 
-// Replica starts one more process of a service, at an address of its own, which it answers.
-func (s *Site) Replica(ctx context.Context, service string, n int, environment ...string) (address string, err error) {
-	if address, err = freeAddress(ctx); err != nil {
-		return "", err
-	}
-	listen := "CERTCTL_GRPC_LISTEN_ADDR=" + address
-	if service == Gateway {
-		listen = "CERTCTL_LISTEN_ADDR=" + address
-	}
-	return address, s.run(ctx, fmt.Sprintf("%s-%d", service, n), slices.Concat(s.shared, []string{listen}, environment), "serve", "--service", service)
-}
-
 func (s *Site) run(ctx context.Context, name string, env []string, args ...string) error {
-	if address, ok := s.Addresses[name]; ok {
-		env = append(slices.Clone(env), "CERTCTL_GRPC_LISTEN_ADDR="+address)
-	}
 	p := &process{cmd: exec.CommandContext(context.WithoutCancel(ctx), s.cfg.Binary, args...), log: filepath.Join(s.cfg.Dir, name+".log"), done: make(chan struct{})}
 	out, err := os.Create(p.log)
 	if err != nil {
@@ -302,9 +343,17 @@ func (s *Site) run(ctx context.Context, name string, env []string, args ...strin
 	if err := p.cmd.Start(); err != nil {
 		return errors.Join(fmt.Errorf("start %s: %w", name, err), out.Close())
 	}
+	if s.cfg.Cores > 0 {
+		if p.free, err = confine(name, p.cmd.Process.Pid, s.cfg.Cores); err != nil {
+			return errors.Join(err, p.cmd.Process.Kill(), out.Close())
+		}
+	}
 	go func() {
 		defer close(p.done)
 		p.err = errors.Join(p.cmd.Wait(), out.Close())
+		if p.free != nil {
+			p.free()
+		}
 	}()
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -30,6 +31,10 @@ const (
 // storm has certificates issued for the first time on real agents that make the keys and deploy to files, and then all of them due
 // at once.
 func storm(ctx context.Context, b *bench) error {
+	// The plans are made due behind the scheduler's back; it looks each hour, and each second here.
+	if err := errors.Join(b.site.StopCertctl(), b.site.Start(ctx, "CERTCTL_SCHEDULER_RENEWAL_CHECK_INTERVAL=1s")); err != nil {
+		return err
+	}
 	run, stop := context.WithCancel(ctx)
 	var agents errgroup.Group
 	defer func() { _ = agents.Wait() }()
@@ -139,6 +144,9 @@ func (b *bench) enrolled(ctx context.Context, prefix string) (ids []string, err 
 
 // want creates a target and a certificate for each renewal to come.
 func (b *bench) want(ctx context.Context, prefix, dir string, agents []string) error {
+	if err := os.MkdirAll(filepath.Join(dir, "sites"), 0o700); err != nil {
+		return fmt.Errorf("make directory of sites: %w", err)
+	}
 	var next atomic.Int64
 	var g errgroup.Group
 	for range 16 {
@@ -172,9 +180,13 @@ func (b *bench) wantOne(ctx context.Context, id, dir, agent string) error {
 func (b *bench) served(ctx context.Context, prefix string, version int) error {
 	var said time.Time
 	return b.until(ctx, fmt.Sprintf("version %d to be served everywhere", version), func() (bool, error) {
-		var n int
-		err := b.conn.QueryRow(ctx, `SELECT count(*) FROM inventory.deployments WHERE certificate_id >= $1 || '-' AND certificate_id < $1 || '.' AND status = 'SERVED' AND served_version >= $2`,
-			prefix, version).Scan(&n)
+		var n, failed int
+		var why string
+		err := b.conn.QueryRow(ctx, `SELECT count(*) FILTER (WHERE status = 'SERVED' AND served_version >= $2), count(*) FILTER (WHERE status = 'FAILED'), COALESCE(max(error_message), '')
+ FROM inventory.deployments WHERE certificate_id >= $1 || '-' AND certificate_id < $1 || '.'`, prefix, version).Scan(&n, &failed, &why)
+		if failed > 0 {
+			return false, fmt.Errorf("%d deployments have failed: %s", failed, why)
+		}
 		if time.Since(said) > 5*time.Second {
 			said = time.Now()
 			b.Say("    version %d: %d of %d served", version, n, b.Renewals)

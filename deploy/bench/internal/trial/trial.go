@@ -89,7 +89,7 @@ func Names() []string {
 	for _, t := range trials() {
 		names = append(names, t.name)
 	}
-	return names
+	return append(names, scaleName)
 }
 
 // Run measures and fills the report.
@@ -104,6 +104,11 @@ func Run(ctx context.Context, o Options, r *report.Report) error {
 		for _, apart := range []bool{false, true} {
 			if err := b.phase(ctx, apart); err != nil {
 				return fmt.Errorf("%d certificates: %w", size, err)
+			}
+		}
+		if size == slices.Max(o.Sizes) && (len(o.Only) == 0 || slices.Contains(o.Only, scaleName)) {
+			if err := b.scale(ctx); err != nil {
+				return fmt.Errorf("%s: %w", scaleName, err)
 			}
 		}
 	}
@@ -123,7 +128,7 @@ func (b *bench) phase(ctx context.Context, apart bool) (err error) {
 	if len(due) == 0 {
 		return nil
 	}
-	if err := b.open(ctx, apart); err != nil {
+	if err := b.open(ctx, site.Config{Apart: apart}); err != nil {
 		return err
 	}
 	defer func() {
@@ -145,13 +150,14 @@ func fillSettings() map[string]string {
 }
 
 // open starts an installation that holds its data.
-func (b *bench) open(ctx context.Context, apart bool) error {
+func (b *bench) open(ctx context.Context, cfg site.Config) error {
 	dir := filepath.Join(b.Dir, strconv.Itoa(b.size))
 	if err := b.fill(ctx, dir); err != nil {
 		return err
 	}
 	var err error
-	if b.site, err = site.Open(ctx, site.Config{Dir: dir, Binary: b.Binary, Apart: apart}); err != nil {
+	cfg.Dir, cfg.Binary = dir, b.Binary
+	if b.site, err = site.Open(ctx, cfg); err != nil {
 		return err
 	}
 	if b.conn, err = b.site.Connect(ctx); err != nil {

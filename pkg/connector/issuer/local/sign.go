@@ -20,7 +20,9 @@ import (
 // backdate is how far before its request a certificate begins, for clients whose clock is slow.
 const backdate = time.Minute
 
-// sign makes the certificate of a request and verifies it as a client would.
+var oidNameConstraints = asn1.ObjectIdentifier{2, 5, 29, 30}
+
+// sign makes the certificate of a request. What CA certificates forbid is found as a client would find it.
 func (i *Issuer) sign(r issuer.SubmitRequest) (*x509.Certificate, error) {
 	template, err := i.template(r)
 	if err != nil {
@@ -35,10 +37,22 @@ func (i *Issuer) sign(r issuer.SubmitRequest) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, refuse("CERTIFICATE_NOT_SIGNED", "the certificate cannot be read again", err)
 	}
+	if !i.ca.constrained() {
+		return leaf, nil
+	}
 	return leaf, i.verify(leaf)
 }
 
-// verify finds what the CA certificates forbid, such as names outside of their name constraints.
+// constrained tells whether a certificate of the chain constrains names (RFC 5280, section 4.2.1.10). It is all that the chain
+// can hold against a certificate that is made here: its time is within theirs (validity), CA and path length were checked
+// when the CA was loaded, and the signature when it was made.
+func (c CA) constrained() bool {
+	return slices.ContainsFunc(c.Chain(), func(cert *x509.Certificate) bool {
+		return slices.ContainsFunc(cert.Extensions, func(e pkix.Extension) bool { return e.Id.Equal(oidNameConstraints) })
+	})
+}
+
+// verify finds names outside of the name constraints of the CA certificates.
 func (i *Issuer) verify(leaf *x509.Certificate) error {
 	roots, others := x509.NewCertPool(), x509.NewCertPool()
 	roots.AddCert(i.ca.root())

@@ -17,6 +17,7 @@ import (
 	"github.com/certctl/certctl/pkg/page"
 	"github.com/certctl/certctl/pkg/pg"
 	"github.com/certctl/certctl/pkg/revision"
+	"github.com/certctl/certctl/pkg/search"
 	"github.com/certctl/certctl/services/audit/internal/core"
 )
 
@@ -183,68 +184,56 @@ type Filter struct {
 	Limit int
 }
 
-func (f Filter) where() (string, []any) {
-	var conds []string
-	var args []any
-	add := func(cond string, arg any) {
-		args = append(args, arg)
-		conds = append(conds, fmt.Sprintf(cond, len(args)))
-	}
+func (f Filter) conditions() search.Filter {
+	var w search.Filter
 	for _, c := range []struct{ column, value string }{
-		{"actor_id", f.ActorID}, {"actor_type", f.ActorType}, {"resource_type", f.ResourceType},
-		{"resource_id", f.ResourceID}, {"outcome", f.Outcome}, {"request_id", f.RequestID},
+		{"actor_id", f.ActorID}, {"actor_type", f.ActorType}, {"resource_type", f.ResourceType}, {"resource_id", f.ResourceID}, {"outcome", f.Outcome},
 	} {
-		if c.value != "" {
-			add(c.column+" = $%d", c.value)
-		}
+		w.Equal(c.column, c.value)
 	}
 	if f.RequestID != "" {
-		conds = append(conds, "request_id <> ''")
+		w.Few("request_id = ? AND request_id <> ''", f.RequestID)
 	}
 	if prefix, ok := strings.CutSuffix(f.Action, ".*"); ok {
-		add("action LIKE $%d", likeEscaper.Replace(prefix)+".%")
-	} else if f.Action != "" {
-		add("action = $%d", f.Action)
+		w.Add("action LIKE ?", likeEscaper.Replace(prefix)+".%")
+	} else {
+		w.Equal("action", f.Action)
 	}
 	if !f.After.IsZero() {
-		add("time >= $%d", f.After)
+		w.Bound("time", "time >= ?", f.After)
 	}
 	if !f.Before.IsZero() {
-		add("time < $%d", f.Before)
+		w.Bound("time", "time < ?", f.Before)
 	}
-	if len(conds) == 0 {
-		return "TRUE", nil
-	}
-	return strings.Join(conds, " AND "), args
+	return w
 }
 
 var likeEscaper = strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`)
 
 // List answers events in the filter's order.
 func (s *Store) List(ctx context.Context, f Filter) ([]*core.Event, error) {
-	sql, args, err := listSQL(f)
+	events, err := search.Find(ctx, s.db.Pool, f.search(), scanEvent)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read events: %w", err)
 	}
-	return scan(ctx, s.db.Pool, sql, args...)
+	return events, nil
 }
 
-func listSQL(f Filter) (string, []any, error) {
-	where, args := f.where()
-	after, more, err := f.Order.After(f.Cursor, len(args)+1)
-	if err != nil {
-		return "", nil, err
+func (f Filter) search() search.Search {
+	return search.Search{
+		Table: search.Table{
+			Columns: columns, From: "events e", ID: "sequence", Few: []string{"resource_id"},
+			Leads: map[string][]string{"sequence": {"actor_id", "action", "outcome", "resource_type", "actor_type"}},
+		},
+		Filter: f.conditions(), Order: f.Order, After: f.Cursor, Limit: f.Limit,
 	}
-	args = append(args, more...)
-	sql := fmt.Sprintf(`SELECT %s FROM events WHERE %s AND %s ORDER BY %s LIMIT %d`, columns, where, after, f.Order.SQL(), f.Limit)
-	return sql, args, nil
 }
 
 // Count answers how many events the filter has.
 func (s *Store) Count(ctx context.Context, f Filter) (int32, error) {
-	where, args := f.where()
+	w := f.conditions()
 	var n int32
-	if err := s.db.Pool.QueryRow(ctx, `SELECT count(*)::int FROM events WHERE `+where, args...).Scan(&n); err != nil {
+	if err := s.db.Pool.QueryRow(ctx, `SELECT count(*)::int FROM events WHERE `+w.SQL(), w.Args()...).Scan(&n); err != nil {
 		return 0, fmt.Errorf("count events: %w", err)
 	}
 	return n, nil
@@ -264,18 +253,21 @@ func scan(ctx context.Context, q querier, sql string, args ...any) ([]*core.Even
 	if err != nil {
 		return nil, fmt.Errorf("read events: %w", err)
 	}
-	events, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*core.Event, error) {
-		var e core.Event
-		var data string
-		err := row.Scan(&e.Sequence, &e.ID, &e.Time, &e.RecordTime, &e.ActorType, &e.ActorID, &e.Action, &e.ResourceType, &e.ResourceID,
-			&e.Outcome, &e.RequestID, &data, &e.Hash, &e.PreviousHash)
-		e.Data = []byte(data)
-		return &e, err
-	})
+	events, err := pgx.CollectRows(rows, scanEvent)
 	if err != nil {
 		return nil, fmt.Errorf("read events: %w", err)
 	}
 	return events, nil
+}
+
+// scanEvent reads a row of columns.
+func scanEvent(row pgx.CollectableRow) (*core.Event, error) {
+	var e core.Event
+	var data string
+	err := row.Scan(&e.Sequence, &e.ID, &e.Time, &e.RecordTime, &e.ActorType, &e.ActorID, &e.Action, &e.ResourceType, &e.ResourceID,
+		&e.Outcome, &e.RequestID, &data, &e.Hash, &e.PreviousHash)
+	e.Data = []byte(data)
+	return &e, err
 }
 
 // Report is the outcome of a verification.

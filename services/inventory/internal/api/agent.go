@@ -41,14 +41,9 @@ type agents struct {
 
 // authenticate finds the calling agent by its credential, and notes it as the caller.
 func (s *agents) authenticate(ctx context.Context) (context.Context, store.Credential, error) {
-	md, _ := metadata.FromIncomingContext(ctx)
-	values := md.Get(CredentialMetadata)
-	if len(values) != 1 || values[0] == "" {
-		return ctx, store.Credential{}, errs.New(errs.Unauthenticated, "CREDENTIAL_MISSING", "no agent credential was sent")
-	}
-	secret := values[0]
-	if rest, ok := strings.CutPrefix(secret, "Bearer "); ok {
-		secret = rest
+	secret := credential(ctx)
+	if secret == "" {
+		return ctx, store.Credential{}, errCredentialMissing()
 	}
 	k, err := s.core.Authenticate(ctx, secret)
 	if err != nil {
@@ -57,6 +52,19 @@ func (s *agents) authenticate(ctx context.Context) (context.Context, store.Crede
 	caller := rpcctx.Caller{Type: rpcctx.Agent, ID: k.AgentID, Role: rpcctx.RoleAgent}
 	log := rpcctx.Logger(ctx).With(logx.ID(logx.KeyAgent, k.AgentID))
 	return rpcctx.WithLogger(rpcctx.WithCaller(ctx, caller), log), k, nil
+}
+
+// credential gives the one that was sent, or "".
+func credential(ctx context.Context) string {
+	values := metadata.ValueFromIncomingContext(ctx, CredentialMetadata)
+	if len(values) != 1 {
+		return ""
+	}
+	return strings.TrimPrefix(values[0], "Bearer ")
+}
+
+func errCredentialMissing() error {
+	return errs.New(errs.Unauthenticated, "CREDENTIAL_MISSING", "no agent credential was sent")
 }
 
 // Enroll trades a join token for a credential.
@@ -93,25 +101,15 @@ func (s *agents) ReportAssignment(ctx context.Context, r *agentv1.ReportAssignme
 	return s.core.ReportAssignment(ctx, k.AgentID, r)
 }
 
-// stream is one open Connect call.
-type stream struct {
-	*agents
-	grpc       agentv1.AgentService_ConnectServer
-	credential store.Credential
-	line       *hub.Stream
-}
-
 // helloTimeout bounds the wait for the first message.
 const helloTimeout = 15 * time.Second
 
-// Connect is presence up; hints and drain notices down. The handler's goroutine sends, one beside it receives.
+// Connect is presence up; hints and drain notices down. The handler's goroutine sends, one beside it receives. The gateway uses Relay
+// instead, which costs less.
 func (s *agents) Connect(g agentv1.AgentService_ConnectServer) error {
 	ctx, k, err := s.authenticate(g.Context())
-	if errs.ReasonOf(err) == "AGENT_RETIRED" {
-		return s.sendRetired(g, err)
-	}
 	if err != nil {
-		return err
+		return s.refuse(g, err)
 	}
 	hello := make(chan *agentv1.Hello, 1)
 	received := run.Go(func() error { return s.receive(g, k.AgentID, hello) })
@@ -119,22 +117,30 @@ func (s *agents) Connect(g agentv1.AgentService_ConnectServer) error {
 	if err != nil {
 		return err
 	}
-	epoch, err := s.core.Opened(ctx, k.AgentID, clientAddress(ctx), first.GetHost())
+	wake := tick.NewKicker()
+	line, err := s.open(ctx, core.Opening{Credential: credential(ctx), Address: clientAddress(ctx), Hello: first}, wake)
 	if err != nil {
-		return err
+		return s.refuse(g, err)
 	}
-	st := &stream{agents: s, grpc: g, credential: k, line: hub.NewStream(k.AgentID, epoch)}
-	s.hub.Attach(st.line)
-	defer s.hub.Detach(st.line)
-	return st.serve(ctx, received)
+	defer s.hub.Detach(line)
+	return s.serve(ctx, g, line, wake, received)
 }
 
-// sendRetired tells an agent that was retired while it was away.
-func (s *agents) sendRetired(g agentv1.AgentService_ConnectServer, cause error) error {
-	if err := g.Send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Retired{Retired: &agentv1.Retired{}}}); err != nil {
-		return err
+// refuse tells an agent that was retired while it was away so, beside the error.
+func (s *agents) refuse(g agentv1.AgentService_ConnectServer, cause error) error {
+	if m := refusal(cause); m != nil {
+		if err := g.Send(m); err != nil {
+			return err
+		}
 	}
 	return cause
+}
+
+func refusal(cause error) *agentv1.ConnectResponse {
+	if errs.ReasonOf(cause) != "AGENT_RETIRED" {
+		return nil
+	}
+	return &agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Retired{Retired: &agentv1.Retired{}}}
 }
 
 // receive notes each sign of life until the agent or the call ends.
@@ -164,7 +170,7 @@ func awaitHello(ctx context.Context, hello <-chan *agentv1.Hello, received <-cha
 		return h, nil
 	case err := <-received:
 		if err == nil {
-			err = errs.Field("hello", "must be the first message of a stream")
+			err = errHello()
 		}
 		return nil, err
 	case <-timer.C:
@@ -173,6 +179,8 @@ func awaitHello(ctx context.Context, hello <-chan *agentv1.Hello, received <-cha
 		return nil, ctx.Err()
 	}
 }
+
+func errHello() error { return errs.Field("hello", "must be the first message of a stream") }
 
 // clientAddress is where the agent calls from, as the gateway saw it.
 func clientAddress(ctx context.Context) string {
@@ -191,100 +199,83 @@ func clientAddress(ctx context.Context) string {
 	return address
 }
 
+// open makes one stream. Its work is looked at when notices about more of it already arrive.
+func (s *agents) open(ctx context.Context, o core.Opening, wake *tick.Kicker) (*hub.Stream, error) {
+	opened := s.core.Open(ctx, []core.Opening{o})[0]
+	if opened.Err != nil {
+		return nil, opened.Err
+	}
+	line := hub.NewStream(hub.StreamConfig{AgentID: opened.AgentID, CredentialID: opened.CredentialID, Epoch: opened.Epoch, Wake: wake.Kick})
+	s.hub.Attach(line)
+	work, err := s.core.OpenWork(ctx, []string{opened.AgentID})
+	if err != nil {
+		s.hub.Detach(line)
+		return nil, err
+	}
+	line.Hint(work[opened.AgentID].Number)
+	return line, nil
+}
+
 // serve sends until one side ends the stream. It returns nil when the server ends it in order.
-func (s *stream) serve(ctx context.Context, received <-chan error) error {
+func (s *agents) serve(ctx context.Context, g agentv1.AgentService_ConnectServer, line *hub.Stream, wake *tick.Kicker, received <-chan error) error {
 	life := time.NewTimer(tick.Jittered(s.cfg.StreamLifetime, tick.DefaultJitter))
 	defer life.Stop()
-	check, err := tick.New(s.cfg.CredentialCheckInterval, tick.DefaultJitter)
-	if err != nil {
+	if err := g.Send(s.welcome()); err != nil {
 		return err
 	}
-	defer check.Stop()
-	if err := s.welcome(ctx); err != nil {
-		return err
-	}
-	rotated := false
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case err := <-received:
 			return err
-		case <-s.line.Work():
-			if err := s.hint(s.line.Number()); err != nil {
-				return err
-			}
-		case why := <-s.line.Ended():
-			return s.end(why)
 		case <-life.C:
-			return s.end(hub.Draining)
-		case <-s.line.Recheck():
-			if rotated, err = s.recheck(ctx, rotated); err != nil {
+			line.Stop(hub.Draining)
+		case <-wake.C():
+		}
+		messages, end := words(line)
+		for _, m := range messages {
+			if err := g.Send(m); err != nil {
 				return err
 			}
-			if err := s.hintOpen(ctx); err != nil {
-				return err
-			}
-		case <-check.C:
-			if rotated, err = s.recheck(ctx, rotated); err != nil {
-				return err
-			}
+		}
+		if end != nil {
+			return end.err
 		}
 	}
 }
 
-// welcome answers the hello, and says at once what is in the mailbox.
-func (s *stream) welcome(ctx context.Context) error {
-	err := s.grpc.Send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Welcome{Welcome: &agentv1.Welcome{
+// welcome answers the hello.
+func (s *agents) welcome() *agentv1.ConnectResponse {
+	return &agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Welcome{Welcome: &agentv1.Welcome{
 		HeartbeatInterval: durationpb.New(s.cfg.HeartbeatInterval), ServerVersion: s.cfg.ServerVersion,
-	}}})
-	if err != nil {
-		return err
+	}}}
+}
+
+// ending is the end of a stream; without an error it ends in order.
+type ending struct{ err error }
+
+// words puts what is pending into messages.
+func words(line *hub.Stream) (messages []*agentv1.ConnectResponse, end *ending) {
+	p := line.Take()
+	if p.Work > 0 {
+		messages = append(messages, &agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_WorkHint{WorkHint: &agentv1.WorkHint{Revision: p.Work}}})
 	}
-	return s.hintOpen(ctx)
-}
-
-func (s *stream) hintOpen(ctx context.Context) error {
-	number, err := s.core.OpenWork(ctx, s.line.AgentID)
-	if err != nil || number == 0 {
-		return err
+	if p.Rotate {
+		messages = append(messages, &agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_RotateHint{RotateHint: &agentv1.RotateHint{}}})
 	}
-	return s.hint(number)
-}
-
-func (s *stream) hint(number int64) error {
-	return s.grpc.Send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_WorkHint{WorkHint: &agentv1.WorkHint{Revision: number}}})
-}
-
-func (s *stream) end(why hub.End) error {
-	switch why {
+	switch p.End {
 	case hub.Retired:
-		return s.sendRetired(s.grpc, errs.New(errs.PermissionDenied, "AGENT_RETIRED", "agent %s is retired", s.line.AgentID))
+		err := errs.New(errs.PermissionDenied, "AGENT_RETIRED", "agent %s is retired", line.AgentID)
+		return append(messages, refusal(err)), &ending{err}
 	case hub.Superseded:
-		return errs.New(errs.Conflict, "STREAM_SUPERSEDED", "the agent has opened a newer stream")
+		return messages, &ending{errs.New(errs.Conflict, "STREAM_SUPERSEDED", "the agent has opened a newer stream")}
+	case hub.Refused:
+		return messages, &ending{errs.New(errs.Unauthenticated, "CREDENTIAL_NOT_VALID", "the agent's credential is not valid")}
+	case hub.Draining:
+		drain := &agentv1.Drain{ReconnectAfter: durationpb.New(hub.ReconnectAfter())}
+		return append(messages, &agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Drain{Drain: drain}}), &ending{}
 	default:
-		return s.grpc.Send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_Drain{Drain: &agentv1.Drain{
-			ReconnectAfter: durationpb.New(hub.ReconnectAfter()),
-		}}})
+		return messages, nil
 	}
-}
-
-// recheck ends a stream whose credential no longer holds, and hints, once, that an old one be rotated. A database that
-// cannot be asked ends nothing.
-func (s *stream) recheck(ctx context.Context, rotated bool) (bool, error) {
-	rotate, err := s.core.Recheck(ctx, s.credential.ID)
-	if errs.ReasonOf(err) == "AGENT_RETIRED" {
-		return rotated, s.end(hub.Retired)
-	}
-	if errs.IsKind(err, errs.Unauthenticated) {
-		return rotated, err
-	}
-	if err != nil {
-		s.log.Warn("check credential of a stream", logx.ID(logx.KeyAgent, s.line.AgentID), logx.Error(err))
-		return rotated, nil
-	}
-	if !rotate || rotated {
-		return rotated, nil
-	}
-	return true, s.grpc.Send(&agentv1.ConnectResponse{Message: &agentv1.ConnectResponse_RotateHint{RotateHint: &agentv1.RotateHint{}}})
 }

@@ -21,10 +21,10 @@ import (
 
 // Config holds the times of agents' streams.
 type Config struct {
-	ServerVersion           string
-	HeartbeatInterval       time.Duration
-	StreamLifetime          time.Duration
-	CredentialCheckInterval time.Duration
+	ServerVersion     string
+	HeartbeatInterval time.Duration
+	// StreamLifetime is that of Connect and of Relay.
+	StreamLifetime time.Duration
 }
 
 // Deps are what the services work with.
@@ -54,7 +54,9 @@ func (a *API) Register(s grpc.ServiceRegistrar) {
 	inventoryv1.RegisterDiscoveryServiceServer(s, &discovery{Core: a.deps.Core})
 	inventoryv1.RegisterStatsServiceServer(s, &stats{core: a.deps.Core})
 	inventoryv1.RegisterInventoryInternalServiceServer(s, &internal{Core: a.deps.Core})
-	agentv1.RegisterAgentServiceServer(s, &agents{cfg: a.cfg, core: a.deps.Core, hub: a.deps.Hub, log: a.deps.Log})
+	agents := &agents{cfg: a.cfg, core: a.deps.Core, hub: a.deps.Hub, log: a.deps.Log}
+	agentv1.RegisterAgentServiceServer(s, agents)
+	inventoryv1.RegisterAgentRelayServiceServer(s, &relays{agents: agents})
 	eventv1.RegisterEventSinkServiceServer(s, a.deps.Events)
 	eventv1.RegisterRevisionServiceServer(s, a.deps.Revisions)
 }
@@ -82,6 +84,7 @@ func Table() rpc.AuthzTable {
 		{inventoryv1.DiscoveryService_ServiceDesc, read, nil},
 		{inventoryv1.StatsService_ServiceDesc, read, nil},
 		{inventoryv1.InventoryInternalService_ServiceDesc, peer, nil},
+		{inventoryv1.AgentRelayService_ServiceDesc, peer, nil},
 		{eventv1.EventSinkService_ServiceDesc, peer, nil},
 		{eventv1.RevisionService_ServiceDesc, rpc.Allow(append(peer.Roles, read.Roles...)...), nil},
 		{agentv1.AgentService_ServiceDesc, agent, nil},

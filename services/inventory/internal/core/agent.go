@@ -498,46 +498,6 @@ func (c *Core) firstUse(ctx context.Context, k store.Credential) error {
 	})
 }
 
-// Recheck tells whether a stream's credential still holds, and whether it is old enough to be rotated.
-func (c *Core) Recheck(ctx context.Context, credentialID string) (rotate bool, err error) {
-	k, err := c.store.GetCredentialByID(ctx, credentialID)
-	if errors.Is(err, store.ErrNotFound) {
-		return false, errCredential()
-	}
-	if err != nil {
-		return false, err
-	}
-	return time.Since(k.CreateTime) > c.cfg.CredentialLifetime, valid(k)
-}
-
-// Opened notes a new stream and its host, and numbers it.
-func (c *Core) Opened(ctx context.Context, agentID, address string, h *agentv1.HostInfo) (epoch int64, err error) {
-	err = c.store.Tx(ctx, func(ctx context.Context, t *store.Tx) error {
-		if epoch, err = t.NextEpoch(ctx); err != nil {
-			return err
-		}
-		moved, err := t.OnlineAgent(ctx, store.Agent{
-			ID: agentID, Hostname: h.GetHostname(), OS: h.GetOs(), Architecture: h.GetArchitecture(), Version: h.GetVersion(),
-			Capabilities: h.GetCapabilities(), IPAddress: address,
-		})
-		if err != nil {
-			return err
-		}
-		if !moved {
-			return errAgentRetired(agentID)
-		}
-		t.Changed(store.Agents)
-		t.Notify(store.Notice{Kind: store.NoticeStream, AgentID: agentID, Number: epoch})
-		return nil
-	})
-	return epoch, err
-}
-
-// OpenWork tells the highest number of the agent's open work, 0 for none.
-func (c *Core) OpenWork(ctx context.Context, agentID string) (int64, error) {
-	return c.store.OpenMailbox(ctx, agentID)
-}
-
 // asAgent is the context of what an agent does.
 func asAgent(ctx context.Context, id string) context.Context {
 	return rpcctx.WithCaller(ctx, rpcctx.Caller{Type: rpcctx.Agent, ID: id, Role: rpcctx.RoleAgent})

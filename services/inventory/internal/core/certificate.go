@@ -83,7 +83,7 @@ func normalHex(s string, number bool) string {
 
 // GetCertificate answers one.
 func (c *Core) GetCertificate(ctx context.Context, r *inventoryv1.GetCertificateRequest) (*inventoryv1.GetCertificateResponse, error) {
-	row, err := c.store.GetCertificate(ctx, r.GetId())
+	row, err := c.store.Certificate(ctx, r.GetId())
 	if row, err = found(row, err, resourceCertificate, r.GetId()); err != nil {
 		return nil, err
 	}

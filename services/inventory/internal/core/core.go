@@ -18,6 +18,7 @@ import (
 	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/outbox"
 	"github.com/certctl/certctl/pkg/page"
+	"github.com/certctl/certctl/pkg/reuse"
 	"github.com/certctl/certctl/pkg/rpcctx"
 	"github.com/certctl/certctl/pkg/secretbox"
 	"github.com/certctl/certctl/pkg/tick"
@@ -87,13 +88,16 @@ type Core struct {
 	issuance  issuancev1.IssuanceInternalServiceClient
 	scheduler renewalschedulerv1.SchedulerInternalServiceClient
 	targets   TargetValidator
+	summary   *reuse.Value[store.Summary]
 }
 
 // New makes a Core.
 func New(cfg Config, deps Deps) *Core {
-	return &Core{
+	c := &Core{
 		cfg: cfg, store: deps.Store, log: deps.Log, pages: deps.Pages, issuance: deps.Issuance, scheduler: deps.Scheduler, targets: deps.Targets,
 	}
+	c.summary = reuse.New(reuse.Config{}, c.countAll)
+	return c
 }
 
 // ownID is what users may name their resources.

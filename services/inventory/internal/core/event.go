@@ -12,29 +12,50 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"time"
+	"slices"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/certctl/certctl/pkg/outbox"
+	"github.com/certctl/certctl/pkg/rpcctx"
 	eventv1 "github.com/certctl/certctl/proto/gen/go/certctl/event/v1"
-	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
 	issuancev1 "github.com/certctl/certctl/proto/gen/go/certctl/issuance/v1"
 	typev1 "github.com/certctl/certctl/proto/gen/go/certctl/type/v1"
 	"github.com/certctl/certctl/services/inventory/internal/store"
 	"github.com/certctl/certctl/services/inventory/internal/view"
 )
 
-// Apply applies one event of another service.
-func (c *Core) Apply(ctx context.Context, t *store.Tx, e *eventv1.Event) error {
-	switch e.GetType() {
-	case "certificate.issued":
-		m := &issuancev1.CertificateIssued{}
-		if err := payload(e, m); err != nil {
+// Apply applies events of another service, in their order.
+func (c *Core) Apply(ctx context.Context, t *store.Tx, events []*eventv1.Event) error {
+	for len(events) > 0 {
+		n := countIssued(events)
+		var err error
+		if n > 0 {
+			err = c.certificatesIssued(ctx, t, events[:n])
+		} else {
+			n = 1
+			t.CausedBy(events[0].GetRequestId())
+			err = c.applyOne(rpcctx.WithRequestID(ctx, events[0].GetRequestId()), t, events[0])
+		}
+		if err != nil {
 			return err
 		}
-		return c.certificateIssued(ctx, t, m)
+		events = events[n:]
+	}
+	return nil
+}
+
+// countIssued counts the events at the front that tell of certificates that were issued.
+func countIssued(events []*eventv1.Event) int {
+	n := slices.IndexFunc(events, func(e *eventv1.Event) bool { return e.GetType() != eventIssued })
+	if n < 0 {
+		return len(events)
+	}
+	return n
+}
+
+func (c *Core) applyOne(ctx context.Context, t *store.Tx, e *eventv1.Event) error {
+	switch e.GetType() {
 	case "revocation.done":
 		m := &issuancev1.RevocationDone{}
 		if err := payload(e, m); err != nil {
@@ -70,51 +91,6 @@ func revocationChanged(ctx context.Context, t *store.Tx, m *issuancev1.Revocatio
 	return err
 }
 
-// certificateIssued stores a version, makes it the current one and has it deployed. An order gives one version, however often
-// it is told.
-func (c *Core) certificateIssued(ctx context.Context, t *store.Tx, m *issuancev1.CertificateIssued) error {
-	v, err := parseVersion(m)
-	if err != nil {
-		return outbox.Reject(err)
-	}
-	row, err := t.LockCertificate(ctx, m.GetCertificateId())
-	if errors.Is(err, store.ErrNotFound) {
-		return outbox.Reject(fmt.Errorf("there is no certificate %q", m.GetCertificateId()))
-	}
-	if err != nil {
-		return err
-	}
-	newest, err := t.NewestVersion(ctx, row.ID)
-	if err != nil {
-		return err
-	}
-	v.Version = newest + 1
-	if row.RevocationTime != nil { // also if it was archived after that
-		// Issued while it was being revoked: nobody wants it any more, so the CA is told.
-		v.RevocationTime, v.RevocationReason, v.RevocationState = row.RevocationTime, row.RevocationReason, "PENDING"
-	}
-	added, err := t.InsertVersion(ctx, v)
-	if err != nil || !added {
-		return err
-	}
-	audit(ctx, t, "version.stored", resourceCertificate, row.ID, map[string]any{
-		"version": v.Version, "serial_number": v.SerialNumber, "fingerprint_sha256": v.FingerprintSHA256, "order_id": v.OrderID,
-		"agent_id": v.AgentID, "not_after": v.NotAfter.Format(time.RFC3339),
-	})
-	t.Changed(store.Certificates)
-	if row.Final() {
-		return c.storedTooLate(ctx, t, row, v)
-	}
-	if _, err := t.ActivateCertificate(ctx, v); err != nil {
-		return err
-	}
-	tell(t, toScheduler, "version.stored", resourceCertificate, row.ID, &inventoryv1.VersionStored{
-		CertificateId: row.ID, Version: v.Version, AgentId: v.AgentID, OrderId: v.OrderID,
-		NotBefore: timestamppb.New(v.NotBefore), NotAfter: timestamppb.New(v.NotAfter),
-	})
-	return c.deployVersion(ctx, t, row, v)
-}
-
 // storedTooLate handles a version of a certificate that is revoked or archived: it is kept for the record and never deployed.
 func (c *Core) storedTooLate(ctx context.Context, t *store.Tx, row store.Certificate, v store.Version) error {
 	if row.RevocationTime == nil {
@@ -125,26 +101,6 @@ func (c *Core) storedTooLate(ctx context.Context, t *store.Tx, row store.Certifi
 	audit(ctx, t, "version.revoked", resourceCertificate, row.ID, map[string]any{
 		"version": v.Version, "serial_number": v.SerialNumber, "reason": row.RevocationReason,
 	})
-	return nil
-}
-
-// deployVersion turns the targets of the version's agent to it.
-func (c *Core) deployVersion(ctx context.Context, t *store.Tx, row store.Certificate, v store.Version) error {
-	if v.AgentID == "" {
-		return nil
-	}
-	targets, err := t.GetTargetAgents(ctx, row.TargetIDs)
-	if err != nil {
-		return err
-	}
-	for _, target := range targets {
-		if target.AgentID != v.AgentID || target.AgentStatus == store.AgentRetired {
-			continue
-		}
-		if err := c.desire(ctx, t, desired{certificateID: row.ID, targetID: target.ID, agentID: v.AgentID, version: v.Version}); err != nil {
-			return err
-		}
-	}
 	return nil
 }
 

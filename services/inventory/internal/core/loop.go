@@ -35,23 +35,14 @@ func inChunks(ctx context.Context, work func(ctx context.Context) (int, error)) 
 // CheckAgents takes agents for offline that were not heard for a while.
 func (c *Core) CheckAgents(ctx context.Context) (tick.Result, error) {
 	since := time.Now().Add(-c.cfg.AgentOfflineAfter)
-	n, err := inChunks(ctx, func(ctx context.Context) (int, error) {
-		ids, err := c.store.SilentAgents(ctx, since, chunk)
-		if err != nil || len(ids) == 0 {
-			return 0, err
-		}
-		return len(ids), c.store.Tx(ctx, func(ctx context.Context, t *store.Tx) error {
-			for _, id := range ids {
-				moved, err := t.OfflineAgent(ctx, id, since)
-				if err != nil {
-					return err
-				}
-				if moved {
-					t.Changed(store.Agents)
-				}
+	n, err := inChunks(ctx, func(ctx context.Context) (n int, err error) {
+		err = c.store.Tx(ctx, func(ctx context.Context, t *store.Tx) error {
+			if n, err = t.OfflineAgents(ctx, since, chunk); n > 0 {
+				t.Changed(store.Agents)
 			}
-			return nil
+			return err
 		})
+		return n, err
 	})
 	return tick.Result{Rows: n}, err
 }

@@ -14,57 +14,44 @@ import (
 )
 
 // GetSummary answers counts by status. Every status is named, also those with none. When the scheduler is away it answers
-// that, and not counts with those of jobs left out: a dashboard cannot tell "none" from "not known".
+// that, and not counts with those of jobs left out: a dashboard cannot tell "none" from "not known". Counts of many rows are reused
+// for a while, here and at the scheduler.
 func (c *Core) GetSummary(ctx context.Context) (*inventoryv1.GetSummaryResponse, error) {
-	out := &inventoryv1.GetSummaryResponse{}
-	var err error
-	for _, s := range []struct {
-		collection string
-		names      map[int32]string
-		into       *map[string]int32
-	}{
-		{store.Certificates, inventoryv1.Certificate_Status_name, &out.Certificates},
-		{store.Agents, inventoryv1.Agent_Status_name, &out.Agents},
-		{store.Deployments, inventoryv1.Deployment_Status_name, &out.Deployments},
-	} {
-		if *s.into, err = c.countByStatus(ctx, s.collection, s.names); err != nil {
-			return nil, err
-		}
-	}
-	now := time.Now()
-	if out.CertificatesExpiring_7D, err = c.store.CountExpiring(ctx, now.AddDate(0, 0, 7)); err != nil {
-		return nil, err
-	}
-	if out.CertificatesExpiring_30D, err = c.store.CountExpiring(ctx, now.AddDate(0, 0, 30)); err != nil {
-		return nil, err
-	}
-	if out.Stuck, err = c.CountStuck(ctx); err != nil {
+	s, at, err := c.summary.Get(ctx)
+	if err != nil {
 		return nil, err
 	}
 	jobs, err := c.scheduler.CountJobs(ctx, &renewalschedulerv1.CountJobsRequest{})
 	if err != nil {
 		return nil, behind("renewalscheduler", err)
 	}
-	out.Jobs = jobs.GetJobs()
-	out.Stuck += jobs.GetStuck()
-	return out, nil
+	if counted := jobs.GetCountTime(); counted.IsValid() && counted.AsTime().Before(at) {
+		at = counted.AsTime()
+	}
+	return &inventoryv1.GetSummaryResponse{
+		Certificates: everyStatus(s.Certificates, inventoryv1.Certificate_Status_name),
+		Agents:       everyStatus(s.Agents, inventoryv1.Agent_Status_name),
+		Deployments:  everyStatus(s.Deployments, inventoryv1.Deployment_Status_name),
+		Jobs:         jobs.GetJobs(), Stuck: s.Stuck + jobs.GetStuck(), CountTime: view.Time(&at),
+		CertificatesExpiring_7D: s.Expiring[0], CertificatesExpiring_30D: s.Expiring[1],
+	}, nil
 }
 
-func (c *Core) countByStatus(ctx context.Context, collection string, names map[int32]string) (map[string]int32, error) {
-	counts, err := c.store.CountByStatus(ctx, collection)
-	if err != nil {
-		return nil, err
-	}
+// countAll counts for the summary.
+func (c *Core) countAll(ctx context.Context) (store.Summary, error) {
+	now := time.Now()
+	return c.store.Summary(ctx, []time.Time{now.AddDate(0, 0, 7), now.AddDate(0, 0, 30)}, now.Add(-stuckAfter))
+}
+
+// everyStatus has each status that there is, also those that nothing has.
+func everyStatus(counts map[string]int32, names map[int32]string) map[string]int32 {
 	out := make(map[string]int32, len(names))
 	for value, name := range names {
 		if value != 0 {
-			out[name] = 0
+			out[name] = counts[name]
 		}
 	}
-	for _, n := range counts {
-		out[n.Status] = n.Count
-	}
-	return out, nil
+	return out
 }
 
 // ListDiscoveredCertificates lists what was found.

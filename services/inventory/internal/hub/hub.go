@@ -1,8 +1,11 @@
 // Package hub knows the agents' streams of this replica: it wakes the right one when there is work, keeps one stream per
 // agent (the newest), and gathers when each agent was last heard, to be written in batches.
+// What holds for many streams is asked for all of them at once.
 package hub
 
 import (
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -27,84 +30,121 @@ const (
 	Draining
 	// Retired: the agent is retired.
 	Retired
+	// Refused: the credential no longer holds.
+	Refused
 )
 
-// Stream is one agent's open stream. Its channels are read by the goroutine that owns the stream.
-type Stream struct {
-	AgentID string
+// StreamConfig is what a stream is made of.
+type StreamConfig struct {
+	AgentID, CredentialID string
 	// Epoch orders the streams of an agent over all replicas.
 	Epoch int64
+	// Wake is called when there is something to take. It does not block, and locks nothing that is locked when the hub is called.
+	Wake func()
+}
 
-	work    chan struct{}
-	recheck chan struct{}
-	end     chan End
+// Stream is one agent's open stream. What the agent is to be told is gathered in it until whoever carries the stream takes it, so that
+// a stream on which nothing happens needs no goroutine here.
+type Stream struct {
+	StreamConfig
 
-	mu     sync.Mutex
-	number int64
-	ended  bool
+	mu      sync.Mutex
+	number  int64
+	pending Pending
+	rotated bool
+	ended   bool
+}
+
+// Pending is what an agent is to be told.
+type Pending struct {
+	// Work is the highest place of the mailbox that has work; 0: no news.
+	Work   int64
+	Rotate bool
+	// End, if not 0, is the last that the agent is told.
+	End End
 }
 
 // NewStream makes a stream that nobody knows of yet.
-func NewStream(agentID string, epoch int64) *Stream {
-	return &Stream{AgentID: agentID, Epoch: epoch, work: make(chan struct{}, 1), recheck: make(chan struct{}, 1), end: make(chan End, 1)}
-}
+func NewStream(cfg StreamConfig) *Stream { return &Stream{StreamConfig: cfg} }
 
-// Work tells that there is work; Number says up to which place of the mailbox.
-func (s *Stream) Work() <-chan struct{} { return s.work }
-
-// Recheck tells that the credential must be looked at again.
-func (s *Stream) Recheck() <-chan struct{} { return s.recheck }
-
-// Ended gives the reason, once, when the server ends the stream.
-func (s *Stream) Ended() <-chan End { return s.end }
-
-// Number is the highest place of the mailbox that was hinted.
-func (s *Stream) Number() int64 {
+// Take gives what has come together since the last time.
+func (s *Stream) Take() Pending {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.number
+	p := s.pending
+	s.pending = Pending{}
+	return p
 }
 
-// hint wakes the stream, unless it has been told of this number before: a hint comes twice, from the process itself and from
-// the database.
-func (s *Stream) hint(number int64) {
+// Hint says that there is work up to that place of the mailbox, also if that was said before; 0 says nothing.
+func (s *Stream) Hint(number int64) {
+	s.tell(func() bool {
+		s.number, s.pending.Work = max(s.number, number), max(s.pending.Work, number)
+		return number > 0
+	})
+}
+
+// Notice is Hint unless the stream has been told of this number before: a notice comes twice, from the process itself and from the
+// database.
+func (s *Stream) Notice(number int64) {
+	s.tell(func() bool {
+		if number <= s.number {
+			return false
+		}
+		s.number, s.pending.Work = number, number
+		return true
+	})
+}
+
+// Rotate asks the agent, once in the life of a stream, for a new credential.
+func (s *Stream) Rotate() {
+	s.tell(func() bool {
+		fresh := !s.rotated
+		s.rotated, s.pending.Rotate = true, s.pending.Rotate || fresh
+		return fresh
+	})
+}
+
+// Stop ends the stream. The first reason counts.
+func (s *Stream) Stop(why End) {
+	s.tell(func() bool {
+		fresh := !s.ended
+		if fresh {
+			s.ended, s.pending.End = true, why
+		}
+		return fresh
+	})
+}
+
+// tell changes what is pending and wakes the carrier if that is news.
+func (s *Stream) tell(change func() (news bool)) {
 	s.mu.Lock()
-	fresh := number > s.number
-	s.number = max(s.number, number)
+	news := change()
 	s.mu.Unlock()
-	if fresh {
-		leave(s.work)
-	}
-}
-
-func (s *Stream) stop(why End) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.ended {
-		s.ended = true
-		s.end <- why
-	}
-}
-
-func leave(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
+	if news {
+		s.Wake()
 	}
 }
 
 // Hub holds the streams of one replica.
 type Hub struct {
+	// Checks is kicked when there are streams whose credentials are to be looked at soon.
+	Checks *tick.Kicker
+
 	mu       sync.Mutex
 	streams  map[string]*Stream
 	seen     map[string]time.Time
+	checks   map[string]struct{} // agents whose credentials have changed
 	draining bool
 	drained  chan struct{}
 }
 
 // New makes a hub without streams.
 func New() *Hub {
-	return &Hub{streams: map[string]*Stream{}, seen: map[string]time.Time{}, drained: make(chan struct{})}
+	return &Hub{
+		Checks: tick.NewKicker(), streams: map[string]*Stream{}, seen: map[string]time.Time{}, checks: map[string]struct{}{},
+		drained: make(chan struct{}),
+	}
 }
 
 // Attach makes the stream the agent's one; an older one ends. It ends the stream itself when a newer one is there, or
@@ -113,15 +153,15 @@ func (h *Hub) Attach(s *Stream) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.draining {
-		s.stop(Draining)
+		s.Stop(Draining)
 		return
 	}
 	if other := h.streams[s.AgentID]; other != nil {
 		if other.Epoch > s.Epoch {
-			s.stop(Superseded)
+			s.Stop(Superseded)
 			return
 		}
-		other.stop(Superseded)
+		other.Stop(Superseded)
 	}
 	h.streams[s.AgentID] = s
 	h.seen[s.AgentID] = time.Now()
@@ -137,11 +177,14 @@ func (h *Hub) Detach(s *Stream) {
 	h.signalDrained()
 }
 
-// Heard notes that an agent lives.
-func (h *Hub) Heard(agentID string) {
+// Heard notes that agents live.
+func (h *Hub) Heard(agentIDs ...string) {
+	now := time.Now()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.seen[agentID] = time.Now()
+	for _, id := range agentIDs {
+		h.seen[id] = now
+	}
 }
 
 // TakeSeen gives what was heard since the last time and forgets it.
@@ -153,6 +196,7 @@ func (h *Hub) TakeSeen() []store.Seen {
 		out = append(out, store.Seen{AgentID: id, Time: at})
 	}
 	clear(h.seen)
+	slices.SortFunc(out, func(a, b store.Seen) int { return strings.Compare(a.AgentID, b.AgentID) })
 	return out
 }
 
@@ -177,25 +221,43 @@ func (h *Hub) Notice(n store.Notice) {
 	}
 	switch n.Kind {
 	case store.NoticeWork:
-		s.hint(n.Number)
+		s.Notice(n.Number)
 	case store.NoticeStream:
 		if n.Number > s.Epoch {
-			s.stop(Superseded)
+			s.Stop(Superseded)
 		}
 	case store.NoticeRetired:
-		s.stop(Retired)
+		s.Stop(Retired)
 	case store.NoticeCredential:
-		leave(s.recheck)
+		h.mu.Lock()
+		h.checks[n.AgentID] = struct{}{}
+		h.mu.Unlock()
+		h.Checks.Kick()
 	}
 }
 
-// RecheckAll has every stream look at its credential and its mailbox: notices may have been missed.
+// RecheckAll has every stream looked at soon: notices may have been missed.
 func (h *Hub) RecheckAll() {
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, s := range h.streams {
-		leave(s.recheck)
+	for id := range h.streams {
+		h.checks[id] = struct{}{}
 	}
+	h.mu.Unlock()
+	h.Checks.Kick()
+}
+
+// TakeChecks gives the streams that are to be looked at: those of Notice and RecheckAll since the last time, or all when there were none.
+func (h *Hub) TakeChecks() []*Stream {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var out []*Stream
+	for id, s := range h.streams {
+		if _, asked := h.checks[id]; asked || len(h.checks) == 0 {
+			out = append(out, s)
+		}
+	}
+	clear(h.checks)
+	return out
 }
 
 // Len counts the streams.
@@ -211,7 +273,7 @@ func (h *Hub) Drain() <-chan struct{} {
 	defer h.mu.Unlock()
 	h.draining = true
 	for _, s := range h.streams {
-		s.stop(Draining)
+		s.Stop(Draining)
 	}
 	h.signalDrained()
 	return h.drained

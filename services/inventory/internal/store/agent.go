@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"time"
+
+	"github.com/certctl/certctl/pkg/search"
 )
 
 // Agent is one row of agents.
@@ -15,7 +17,7 @@ type Agent struct {
 	Architecture  string
 	Version       string
 	IPAddress     string
-	Labels        map[string]string
+	Labels        Labels
 	Capabilities  []string
 	Status        string
 	LastSeenTime  *time.Time
@@ -78,19 +80,13 @@ func (t *Tx) AllowReenrollment(ctx context.Context, id string, until time.Time) 
 	return nil
 }
 
-// OnlineAgent notes the host of a new stream. It answers false for a retired agent.
-func (t *Tx) OnlineAgent(ctx context.Context, a Agent) (bool, error) {
-	tr := agentOnline()
-	return changed(ctx, t.q, "set agent online", `UPDATE agents SET status = $3, hostname = $4, os = $5, architecture = $6, version = $7,
- capabilities = $8, ip_address = $9, last_seen_time = now(), update_time = now(), revision = revision + 1 WHERE id = $1 AND status = ANY($2)`,
-		a.ID, tr.From, tr.To, a.Hostname, a.OS, a.Architecture, a.Version, list(a.Capabilities), a.IPAddress)
-}
-
-// OfflineAgent notes that nothing was heard since a time. It answers false when it was, or is not online.
-func (t *Tx) OfflineAgent(ctx context.Context, id string, silentSince time.Time) (bool, error) {
+// OfflineAgents notes of agents, at most limit, that nothing was heard of them since a time. It answers how many there were. Those that are
+// being changed are left to the next time.
+func (t *Tx) OfflineAgents(ctx context.Context, silentSince time.Time, limit int) (int, error) {
 	tr := agentOffline()
-	return changed(ctx, t.q, "set agent offline", `UPDATE agents SET status = $3, update_time = now(), revision = revision + 1
- WHERE id = $1 AND status = ANY($2) AND (last_seen_time IS NULL OR last_seen_time < $4)`, id, tr.From, tr.To, silentSince)
+	return count(ctx, t.q, "set agents offline", `UPDATE agents a SET status = $2, update_time = now(), revision = a.revision + 1
+FROM (SELECT id FROM agents WHERE status = ANY($1) AND (last_seen_time IS NULL OR last_seen_time < $3) ORDER BY id LIMIT $4 FOR NO KEY UPDATE SKIP LOCKED) AS s
+ WHERE a.id = s.id`, tr.From, tr.To, silentSince, limit)
 }
 
 // RetireAgent ends an agent for good.
@@ -100,11 +96,6 @@ func (t *Tx) RetireAgent(ctx context.Context, id string) (bool, error) {
  revision = revision + 1 WHERE id = $1 AND status = ANY($2)`, id, tr.From, tr.To)
 }
 
-// SilentAgents reads agents that are online and were last heard before a time.
-func (r Reads) SilentAgents(ctx context.Context, since time.Time, limit int) ([]string, error) {
-	return column[string](ctx, r.q, "read silent agents", `SELECT id FROM agents WHERE status = 'ONLINE' AND (last_seen_time IS NULL OR last_seen_time < $1) ORDER BY id LIMIT $2`, since, limit)
-}
-
 // Seen is when an agent was last heard.
 type Seen struct {
 	AgentID string
@@ -112,19 +103,16 @@ type Seen struct {
 }
 
 // NoteSeen writes the liveness of many agents in one statement, and brings those back that were taken for offline. It answers how many.
+// Rows are locked in the order of their ids, as by all that change many agents.
 func (t *Tx) NoteSeen(ctx context.Context, seen []Seen) (int, error) {
 	ids, times := make([]string, 0, len(seen)), make([]time.Time, 0, len(seen))
 	for _, s := range seen {
 		ids, times = append(ids, s.AgentID), append(times, s.Time)
 	}
 	tr := agentOnline()
-	return count(ctx, t.q, "note liveness", `UPDATE agents a SET last_seen_time = GREATEST(a.last_seen_time, s.at), status = $4
- FROM unnest($1::text[], $2::timestamptz[]) AS s (id, at) WHERE a.id = s.id AND a.status = ANY($3)`, ids, times, tr.From, tr.To)
-}
-
-// NextEpoch numbers a new stream.
-func (r Reads) NextEpoch(ctx context.Context) (int64, error) {
-	return value[int64](ctx, r.q, "number stream", `SELECT nextval('stream_epochs')`)
+	return count(ctx, t.q, "note liveness", `WITH locked AS MATERIALIZED (SELECT id FROM agents WHERE id = ANY($1) AND status = ANY($3) ORDER BY id FOR NO KEY UPDATE)
+UPDATE agents a SET last_seen_time = GREATEST(a.last_seen_time, s.at), status = $4
+ FROM locked l JOIN unnest($1::text[], $2::timestamptz[]) AS s (id, at) ON s.id = l.id WHERE a.id = l.id`, ids, times, tr.From, tr.To)
 }
 
 // AgentFilter is what agents may be looked for by.
@@ -136,26 +124,26 @@ type AgentFilter struct {
 
 func (f AgentFilter) where() *where {
 	w := &where{}
-	w.among("a.status", f.Statuses)
+	w.Among("a.status", f.Statuses)
 	w.contains("lower(a.name)", f.Name)
 	w.labels("a.labels", f.Labels)
 	return w
 }
 
+func agentTable() search.Table {
+	return search.Table{Columns: agentColumns, From: "agents a", Leads: map[string][]string{"a.create_time": {"a.status"}}}
+}
+
 // ListAgents reads one page.
 func (r Reads) ListAgents(ctx context.Context, f AgentFilter, s Slice) ([]Agent, error) {
 	w := f.where()
-	end, err := w.page(s)
-	if err != nil {
-		return nil, err
-	}
-	return all[Agent](ctx, r.q, "list agents", `SELECT `+agentColumns+` FROM agents a`+end, w.args...)
+	return find[Agent](ctx, r.q, "list agents", w.search(agentTable(), s))
 }
 
 // CountAgents counts what the filter finds.
 func (r Reads) CountAgents(ctx context.Context, f AgentFilter) (int32, error) {
 	w := f.where()
-	return value[int32](ctx, r.q, "count agents", `SELECT count(*)::int FROM agents a WHERE `+w.sql(), w.args...)
+	return value[int32](ctx, r.q, "count agents", `SELECT count(*)::int FROM agents a WHERE `+w.SQL(), w.Args()...)
 }
 
 // CountTargetsOf counts an agent's targets.

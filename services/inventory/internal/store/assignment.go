@@ -67,11 +67,6 @@ VALUES ($1::uuid, $2, $3, 'OPEN', $4, $5, $6, $7, $8, now(), $9) ON CONFLICT (id
 	return added, err
 }
 
-// OpenMailbox reads the highest number of an agent's open work, 0 for none.
-func (r Reads) OpenMailbox(ctx context.Context, agentID string) (int64, error) {
-	return value[int64](ctx, r.q, "read mailbox", `SELECT COALESCE(max(mailbox), 0) FROM assignments WHERE agent_id = $1 AND status IN ('OPEN', 'LEASED')`, agentID)
-}
-
 // Lease says what LeaseAssignments takes.
 type Lease struct {
 	AgentID string
@@ -133,11 +128,11 @@ type OpenSelection struct {
 // CancelOpen ends open work and answers it.
 func (t *Tx) CancelOpen(ctx context.Context, o OpenSelection) ([]Assignment, error) {
 	w := &where{}
-	w.text("s.agent_id", o.AgentID)
-	w.text("s.certificate_id", o.CertificateID)
-	w.text("s.deployment_id", o.DeploymentID)
-	w.text("s.kind", o.Kind)
-	return all[Assignment](ctx, t.q, "cancel open work", `UPDATE assignments s SET status = 'CANCELLED', end_time = now() WHERE s.status IN ('OPEN', 'LEASED') AND `+w.sql()+` RETURNING `+assignmentColumns, w.args...)
+	w.Equal("s.agent_id", o.AgentID)
+	w.Equal("s.certificate_id", o.CertificateID)
+	w.Equal("s.deployment_id", o.DeploymentID)
+	w.Equal("s.kind", o.Kind)
+	return all[Assignment](ctx, t.q, "cancel open work", `UPDATE assignments s SET status = 'CANCELLED', end_time = now() WHERE s.status IN ('OPEN', 'LEASED') AND `+w.SQL()+` RETURNING `+assignmentColumns, w.Args()...)
 }
 
 // OpenFor reads the open work of a deployment.

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/certctl/certctl/pkg/search"
 )
 
 // Certificate is one row of certificates with the targets that are bound to it.
@@ -25,7 +27,7 @@ type Certificate struct {
 	Owner             string
 	Team              string
 	Environment       string
-	Labels            map[string]string
+	Labels            Labels
 	Status            string
 	CurrentVersion    int32
 	SerialNumber      string
@@ -65,6 +67,27 @@ func (r Reads) GetCertificate(ctx context.Context, id string) (Certificate, erro
 // GetCertificates reads those that there are of the ids.
 func (r Reads) GetCertificates(ctx context.Context, ids []string) ([]Certificate, error) {
 	return all[Certificate](ctx, r.q, "read certificates", `SELECT `+certificateColumns+` FROM certificates c WHERE c.id = ANY($1) ORDER BY c.id`, ids)
+}
+
+// Certificate reads one outside of transactions, in one statement with all that are asked for at the time.
+func (s *Store) Certificate(ctx context.Context, id string) (Certificate, error) {
+	c, ok, err := s.certificates.Get(ctx, id)
+	if err == nil && !ok {
+		return c, ErrNotFound
+	}
+	return c, err
+}
+
+func (r Reads) certificatesByID(ctx context.Context, ids []string) (map[string]Certificate, error) {
+	rows, err := r.GetCertificates(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	byID := make(map[string]Certificate, len(rows))
+	for _, c := range rows {
+		byID[c.ID] = c
+	}
+	return byID, nil
 }
 
 // LockCertificate reads one and keeps others from changing it until the end of the transaction.
@@ -122,14 +145,6 @@ func (t *Tx) Unbind(ctx context.Context, certificateID string, targetIDs []strin
 	return nil
 }
 
-// ActivateCertificate makes the version the current one. It answers false for a certificate that is final.
-func (t *Tx) ActivateCertificate(ctx context.Context, v Version) (bool, error) {
-	tr := certificateActivate()
-	return changed(ctx, t.q, "activate certificate", `UPDATE certificates SET status = $3, current_version = $4, serial_number = $5,
- fingerprint_sha256 = $6, not_before = $7, not_after = $8, update_time = now(), revision = revision + 1
- WHERE id = $1 AND status = ANY($2)`, v.CertificateID, tr.From, tr.To, v.Version, v.SerialNumber, v.FingerprintSHA256, v.NotBefore, v.NotAfter)
-}
-
 // ExpireCertificates ends active certificates whose time is over, and answers which.
 func (t *Tx) ExpireCertificates(ctx context.Context, ids []string) ([]string, error) {
 	tr := certificateExpire()
@@ -153,8 +168,8 @@ func (t *Tx) ArchiveCertificate(ctx context.Context, id string) (bool, error) {
 
 // ClaimExpired locks up to limit active certificates whose time is over.
 func (t *Tx) ClaimExpired(ctx context.Context, limit int) ([]string, error) {
-	return column[string](ctx, t.q, "claim expired certificates", `SELECT id FROM certificates WHERE status = 'ACTIVE' AND not_after <= now()
- ORDER BY not_after LIMIT $1 FOR UPDATE SKIP LOCKED`, limit)
+	return column[string](ctx, t.q, "claim expired certificates", `SELECT c.id FROM certificates c WHERE c.status = 'ACTIVE' AND `+certificateEnd+` <= now()
+ ORDER BY `+certificateEnd+`, c.id LIMIT $1 FOR UPDATE SKIP LOCKED`, limit)
 }
 
 // CertificateFilter is what certificates may be looked for by; empty fields count for nothing.
@@ -178,65 +193,64 @@ type CertificateFilter struct {
 
 func (f CertificateFilter) where() *where {
 	w := &where{}
-	w.among("c.status", f.Statuses)
-	w.text("c.issuer_id", f.IssuerID)
-	w.text("c.profile_id", f.ProfileID)
-	w.text("c.policy_id", f.PolicyID)
-	w.text("c.owner", f.Owner)
-	w.text("c.team", f.Team)
-	w.text("c.environment", f.Environment)
+	w.Among("c.status", f.Statuses)
+	w.Equal("c.issuer_id", f.IssuerID)
+	w.Equal("c.profile_id", f.ProfileID)
+	w.Equal("c.policy_id", f.PolicyID)
+	w.Equal("c.owner", f.Owner)
+	w.Equal("c.team", f.Team)
+	w.Equal("c.environment", f.Environment)
 	w.contains("c.search_text", f.Name)
 	w.labels("c.labels", f.Labels)
 	if f.TargetID != "" {
-		w.add("c.id IN (SELECT b.certificate_id FROM certificate_targets b WHERE b.target_id = ?)", f.TargetID)
+		w.Few("c.id IN (SELECT b.certificate_id FROM certificate_targets b WHERE b.target_id = ?)", f.TargetID)
 	}
 	if f.AgentID != "" {
-		w.add("c.id IN (SELECT b.certificate_id FROM certificate_targets b JOIN targets t ON t.id = b.target_id WHERE t.agent_id = ?)", f.AgentID)
+		w.Few("c.id IN (SELECT b.certificate_id FROM certificate_targets b JOIN targets t ON t.id = b.target_id WHERE t.agent_id = ?)", f.AgentID)
 	}
 	// Any version counts: who finds an old certificate somewhere wants to know whose it was.
 	if f.SerialNumber != "" {
-		w.add("c.id IN (SELECT v.certificate_id FROM certificate_versions v WHERE v.serial_number = ?)", f.SerialNumber)
+		w.Few("c.id IN (SELECT v.certificate_id FROM certificate_versions v WHERE v.serial_number = ?)", f.SerialNumber)
 	}
 	if f.FingerprintSHA256 != "" {
-		w.add("c.id IN (SELECT v.certificate_id FROM certificate_versions v WHERE v.fingerprint_sha256 = ?)", f.FingerprintSHA256)
+		w.Few("c.id IN (SELECT v.certificate_id FROM certificate_versions v WHERE v.fingerprint_sha256 = ?)", f.FingerprintSHA256)
 	}
 	// The expression is that of the index; a certificate without an end expires at infinity, which is after everything, so
 	// it has to be left out by name.
 	if f.ExpiresBefore != nil {
-		w.add("COALESCE(c.not_after, 'infinity'::timestamptz) < ?", *f.ExpiresBefore)
+		w.Bound("c.not_after", certificateEnd+" < ?", *f.ExpiresBefore)
 	}
 	if f.ExpiresAfter != nil {
-		w.add("COALESCE(c.not_after, 'infinity'::timestamptz) > ? AND c.not_after IS NOT NULL", *f.ExpiresAfter)
+		w.Bound("c.not_after", certificateEnd+" > ? AND "+certificateEnd+" < 'infinity'", *f.ExpiresAfter)
 	}
 	return w
 }
 
-// listCertificates gives the statement of a list, also for EXPLAIN in tests.
-func listCertificates(f CertificateFilter, s Slice) (string, []any, error) {
-	w := f.where()
-	end, err := w.page(s)
-	return `SELECT ` + certificateColumns + ` FROM certificates c` + end, w.args, err
+// certificateEnd is the expression of the indexes by the end, in which a certificate without one sorts last.
+const certificateEnd = "COALESCE(c.not_after, 'infinity'::timestamptz)"
+
+func certificateTable() search.Table {
+	return search.Table{Columns: certificateColumns, From: "certificates c", Leads: map[string][]string{
+		"c.create_time": {"c.owner", "c.team", "c.issuer_id", "c.policy_id", "c.profile_id", "c.environment", "c.status"},
+		"c.update_time": {"c.status"}, "c.not_after": {"c.status"},
+	}}
 }
 
 // ListCertificates reads one page.
 func (r Reads) ListCertificates(ctx context.Context, f CertificateFilter, s Slice) ([]Certificate, error) {
-	sql, args, err := listCertificates(f, s)
-	if err != nil {
-		return nil, err
-	}
-	return all[Certificate](ctx, r.q, "list certificates", sql, args...)
+	return find[Certificate](ctx, r.q, "list certificates", f.where().search(certificateTable(), s))
 }
 
 // CountCertificates counts what the filter finds.
 func (r Reads) CountCertificates(ctx context.Context, f CertificateFilter) (int32, error) {
 	w := f.where()
-	return value[int32](ctx, r.q, "count certificates", `SELECT count(*)::int FROM certificates c WHERE `+w.sql(), w.args...)
+	return value[int32](ctx, r.q, "count certificates", `SELECT count(*)::int FROM certificates c WHERE `+w.SQL(), w.Args()...)
 }
 
 // CountReferences counts certificates that are in care and use any of the named issuer, profile and policy; empty names count for nothing.
 func (r Reads) CountReferences(ctx context.Context, issuerID, profileID, policyID string) (int32, error) {
 	w := CertificateFilter{IssuerID: issuerID, ProfileID: profileID, PolicyID: policyID}.where()
-	return value[int32](ctx, r.q, "count references", `SELECT count(*)::int FROM certificates c WHERE c.status <> 'ARCHIVED' AND `+w.sql(), w.args...)
+	return value[int32](ctx, r.q, "count references", `SELECT count(*)::int FROM certificates c WHERE c.status <> 'ARCHIVED' AND `+w.SQL(), w.Args()...)
 }
 
 // KeyHolder is an agent that serves a certificate, with the newest version for its key.
@@ -294,19 +308,8 @@ const versionColumns = `v.certificate_id, v.version, v.order_id, v.agent_id, v.s
  v.issuer_dn, v.subject_dn, v.not_before, v.not_after, v.key_algorithm, v.certificate_pem, v.chain_pem, v.revocation_time,
  v.revocation_reason, v.revocation_state, v.create_time, v.revocation_error`
 
-// InsertVersion stores what was issued. It answers false when the order has a version already.
-func (t *Tx) InsertVersion(ctx context.Context, v Version) (bool, error) {
-	return changed(ctx, t.q, "insert version", `INSERT INTO certificate_versions (certificate_id, version, order_id, agent_id, serial_number,
- fingerprint_sha256, public_key_sha256, issuer_dn, subject_dn, not_before, not_after, key_algorithm, certificate_pem, chain_pem,
- revocation_time, revocation_reason, revocation_state)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) ON CONFLICT (order_id) DO NOTHING`,
-		v.CertificateID, v.Version, v.OrderID, v.AgentID, v.SerialNumber, v.FingerprintSHA256, v.PublicKeySHA256, v.IssuerDN, v.SubjectDN,
-		v.NotBefore, v.NotAfter, v.KeyAlgorithm, v.CertificatePEM, v.ChainPEM, v.RevocationTime, v.RevocationReason, v.RevocationState)
-}
-
-// NewestVersion reads the highest version number of a certificate, 0 for none.
-func (r Reads) NewestVersion(ctx context.Context, certificateID string) (int32, error) {
-	return value[int32](ctx, r.q, "read newest version", `SELECT COALESCE(max(version), 0) FROM certificate_versions WHERE certificate_id = $1`, certificateID)
+func versionTable() search.Table {
+	return search.Table{Columns: versionColumns, From: "certificate_versions v", ID: "version", Leads: map[string][]string{"v.version": {"v.certificate_id"}}}
 }
 
 // GetVersion reads one.
@@ -345,12 +348,8 @@ func (r Reads) VersionFor(ctx context.Context, certificateID, agentID string) (V
 // ListVersions reads one page of a certificate's versions.
 func (r Reads) ListVersions(ctx context.Context, certificateID string, s Slice) ([]Version, error) {
 	w := &where{}
-	w.add("v.certificate_id = ?", certificateID)
-	end, err := w.page(s)
-	if err != nil {
-		return nil, err
-	}
-	return all[Version](ctx, r.q, "list versions", `SELECT `+versionColumns+` FROM certificate_versions v`+end, w.args...)
+	w.Equal("v.certificate_id", certificateID)
+	return find[Version](ctx, r.q, "list versions", w.search(versionTable(), s))
 }
 
 // CountVersions counts a certificate's versions.

@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"time"
+
+	"github.com/certctl/certctl/pkg/search"
 )
 
 // States of a credential.
@@ -120,14 +122,14 @@ func (t *Tx) DeleteJoinToken(ctx context.Context, id string) (bool, error) {
 	return changed(ctx, t.q, "delete join token", `DELETE FROM join_tokens WHERE id = $1`, id)
 }
 
+func joinTokenTable() search.Table {
+	return search.Table{Columns: joinTokenColumns, From: "join_tokens j"}
+}
+
 // ListJoinTokens reads one page.
 func (r Reads) ListJoinTokens(ctx context.Context, s Slice) ([]JoinToken, error) {
 	w := &where{}
-	end, err := w.page(s)
-	if err != nil {
-		return nil, err
-	}
-	return all[JoinToken](ctx, r.q, "list join tokens", `SELECT `+joinTokenColumns+` FROM join_tokens j`+end, w.args...)
+	return find[JoinToken](ctx, r.q, "list join tokens", w.search(joinTokenTable(), s))
 }
 
 // PruneCredentials deletes join tokens that have been over for a day, and credentials that have been revoked for a month.

@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"time"
+
+	"github.com/certctl/certctl/pkg/search"
 )
 
 // Deployment is one row of deployments.
@@ -66,13 +68,13 @@ type DeploymentSelection struct {
 // LockDeployments reads deployments and keeps others from changing them until the end of the transaction.
 func (t *Tx) LockDeployments(ctx context.Context, s DeploymentSelection) ([]Deployment, error) {
 	w := &where{}
-	w.text("d.certificate_id", s.CertificateID)
-	w.text("d.agent_id", s.AgentID)
-	w.text("d.target_id", s.TargetID)
+	w.Equal("d.certificate_id", s.CertificateID)
+	w.Equal("d.agent_id", s.AgentID)
+	w.Equal("d.target_id", s.TargetID)
 	if s.TargetIDs != nil {
-		w.add("d.target_id = ANY(?)", s.TargetIDs)
+		w.Add("d.target_id = ANY(?)", s.TargetIDs)
 	}
-	return all[Deployment](ctx, t.q, "lock deployments", `SELECT `+deploymentColumns+` FROM deployments d WHERE `+w.sql()+` ORDER BY d.agent_id, d.id FOR UPDATE`, w.args...)
+	return all[Deployment](ctx, t.q, "lock deployments", `SELECT `+deploymentColumns+` FROM deployments d WHERE `+w.SQL()+` ORDER BY d.agent_id, d.id FOR UPDATE`, w.Args()...)
 }
 
 // DeploymentsOf reads the deployments of certificates.
@@ -221,25 +223,27 @@ type DeploymentFilter struct {
 
 func (f DeploymentFilter) where() *where {
 	w := &where{}
-	w.text("d.certificate_id", f.CertificateID)
-	w.text("d.target_id", f.TargetID)
-	w.text("d.agent_id", f.AgentID)
-	w.among("d.status", f.Statuses)
+	w.Equal("d.certificate_id", f.CertificateID)
+	w.Equal("d.target_id", f.TargetID)
+	w.Equal("d.agent_id", f.AgentID)
+	w.Among("d.status", f.Statuses)
 	return w
+}
+
+func deploymentTable() search.Table {
+	return search.Table{Columns: deploymentColumns, From: "deployments d", Leads: map[string][]string{
+		"d.create_time": {"d.certificate_id", "d.target_id", "d.agent_id", "d.status"},
+	}, Few: []string{"d.certificate_id", "d.target_id"}}
 }
 
 // ListDeployments reads one page.
 func (r Reads) ListDeployments(ctx context.Context, f DeploymentFilter, s Slice) ([]Deployment, error) {
 	w := f.where()
-	end, err := w.page(s)
-	if err != nil {
-		return nil, err
-	}
-	return all[Deployment](ctx, r.q, "list deployments", `SELECT `+deploymentColumns+` FROM deployments d`+end, w.args...)
+	return find[Deployment](ctx, r.q, "list deployments", w.search(deploymentTable(), s))
 }
 
 // CountDeployments counts what the filter finds.
 func (r Reads) CountDeployments(ctx context.Context, f DeploymentFilter) (int32, error) {
 	w := f.where()
-	return value[int32](ctx, r.q, "count deployments", `SELECT count(*)::int FROM deployments d WHERE `+w.sql(), w.args...)
+	return value[int32](ctx, r.q, "count deployments", `SELECT count(*)::int FROM deployments d WHERE `+w.SQL(), w.Args()...)
 }

@@ -1,6 +1,8 @@
 package store
 
-// ListCertificatesSQL is the statement of a list of certificates.
-func ListCertificatesSQL(f CertificateFilter, s Slice) (string, []any, error) {
-	return listCertificates(f, s)
+import "github.com/certctl/certctl/pkg/search"
+
+// SearchCertificates is what a list of certificates asks for.
+func SearchCertificates(f CertificateFilter, s Slice) search.Search {
+	return f.where().search(certificateTable(), s)
 }

@@ -79,23 +79,20 @@ func TestEveryFilterAndOrderOfCertificatesUsesAnIndex(t *testing.T) {
 			}
 			slice.After = page.Cursor{key, page.TextValue("cert-5")}
 		}
-		sql, args, err := store.ListCertificatesSQL(c.filter, slice)
+		statements, args, err := store.SearchCertificates(c.filter, slice).Statements()
 		require.NoError(t, err)
-		// As the service's own role, through a plan with the values.
-		rows, err := db.Pool.Query(t.Context(), "EXPLAIN "+sql, args...)
-		require.NoError(t, err, name)
-		plan := []string{}
-		for rows.Next() {
-			var line string
-			require.NoError(t, rows.Scan(&line))
-			plan = append(plan, line)
-		}
-		require.NoError(t, rows.Err(), name)
-		text := strings.Join(plan, "\n")
-		require.NotContains(t, text, "Seq Scan", "%s:\n%s", name, text)
-		require.Contains(t, text, "Index", "%s:\n%s", name, text)
-		if c.order != "" {
-			require.NotContains(t, text, "Sort Key", "%s:\n%s", name, text)
+		for _, sql := range statements {
+			// As the service's own role, through a plan with the values.
+			rows, err := db.Pool.Query(t.Context(), "EXPLAIN "+sql, args...)
+			require.NoError(t, err, name)
+			plan, err := pgx.CollectRows(rows, pgx.RowTo[string])
+			require.NoError(t, err, name)
+			text := strings.Join(plan, "\n")
+			require.NotContains(t, text, "Seq Scan", "%s:\n%s", name, text)
+			require.Contains(t, text, "Index", "%s:\n%s", name, text)
+			if c.order != "" {
+				require.NotContains(t, text, "Sort Key", "%s:\n%s", name, text)
+			}
 		}
 		_, err = s.ListCertificates(t.Context(), c.filter, slice)
 		require.NoError(t, err, name)
@@ -103,8 +100,8 @@ func TestEveryFilterAndOrderOfCertificatesUsesAnIndex(t *testing.T) {
 
 	testpg.Vacuum(t, admin, "inventory.certificates")
 	for _, sql := range []string{
-		`SELECT status, count(*)::int AS count FROM certificates GROUP BY status ORDER BY status`,
-		`SELECT count(*)::int FROM certificates WHERE status = 'ACTIVE' AND not_after < now() + interval '7 days'`,
+		`SELECT status, count(*)::int AS count FROM certificates GROUP BY status`,
+		`SELECT count(*)::int FROM certificates WHERE status = 'ACTIVE' AND COALESCE(not_after, 'infinity'::timestamptz) < now() + interval '7 days'`,
 	} {
 		rows, err := db.Pool.Query(t.Context(), "EXPLAIN "+sql)
 		require.NoError(t, err)

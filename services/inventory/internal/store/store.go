@@ -3,6 +3,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"embed"
 	"errors"
@@ -17,12 +18,14 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/certctl/certctl/pkg/batch"
 	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/mutation"
 	"github.com/certctl/certctl/pkg/outbox"
 	"github.com/certctl/certctl/pkg/page"
 	"github.com/certctl/certctl/pkg/pg"
 	"github.com/certctl/certctl/pkg/revision"
+	"github.com/certctl/certctl/pkg/search"
 	eventv1 "github.com/certctl/certctl/proto/gen/go/certctl/event/v1"
 )
 
@@ -104,9 +107,10 @@ type Config struct {
 // Store reads outside of transactions and starts them. Reads has the queries that both it and Tx offer.
 type Store struct {
 	Reads
-	db    *pg.DB
-	cfg   Config
-	sorts sortings
+	db           *pg.DB
+	cfg          Config
+	sorts        sortings
+	certificates *batch.Group[string, Certificate]
 }
 
 // New makes a store on the database.
@@ -115,7 +119,8 @@ func New(cfg Config, db *pg.DB) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Store{Reads: Reads{q: db.Pool}, db: db, cfg: cfg, sorts: s}, nil
+	reads := Reads{q: db.Pool}
+	return &Store{Reads: reads, db: db, cfg: cfg, sorts: s, certificates: batch.New(batch.Config{}, reads.certificatesByID)}, nil
 }
 
 // Reads are queries that work in and out of a transaction.
@@ -125,6 +130,7 @@ type Reads struct{ q querier }
 type Tx struct {
 	Reads
 	tx          pgx.Tx
+	requestID   string
 	events      []outbox.Event
 	notices     map[Notice]struct{}
 	collections map[string]struct{}
@@ -135,7 +141,15 @@ func newTx(tx pgx.Tx) *Tx {
 }
 
 // Emit writes events with the transaction.
-func (t *Tx) Emit(events ...outbox.Event) { t.events = append(t.events, events...) }
+func (t *Tx) Emit(events ...outbox.Event) {
+	for i := range events {
+		events[i].RequestID = cmp.Or(events[i].RequestID, t.requestID)
+	}
+	t.events = append(t.events, events...)
+}
+
+// CausedBy names the request that what is emitted from now on comes from, in a transaction with the changes of several.
+func (t *Tx) CausedBy(requestID string) { t.requestID = requestID }
 
 // Changed counts the collections as changed.
 func (t *Tx) Changed(collections ...string) {
@@ -244,18 +258,23 @@ func Mutate[T proto.Message](ctx context.Context, s *Store, m Mutation[T]) (T, e
 }
 
 // Sink makes the receiver of events. Each event is applied once, in a transaction; what apply gathers in its Tx is
-// written with it. Notices reach this replica through the database like all others.
-func (s *Store) Sink(apply func(ctx context.Context, t *Tx, e *eventv1.Event) error, log *zap.Logger) (*outbox.Sink, error) {
+// written with it. The events of a delivery share one, and each has its own when that fails. Notices reach this replica
+// through the database like all others.
+func (s *Store) Sink(apply func(ctx context.Context, t *Tx, events []*eventv1.Event) error, log *zap.Logger) (*outbox.Sink, error) {
+	together := func(ctx context.Context, tx pgx.Tx, events []*eventv1.Event) error {
+		t := newTx(tx)
+		if err := apply(ctx, t, events); err != nil {
+			return err
+		}
+		return t.finish(ctx)
+	}
 	return outbox.NewSink(outbox.SinkDeps{
-		DB:     s.db,
-		Logger: log,
-		After:  s.cfg.OnEvents,
+		DB:         s.db,
+		Logger:     log,
+		After:      s.cfg.OnEvents,
+		ApplyBatch: together,
 		Apply: func(ctx context.Context, tx pgx.Tx, e *eventv1.Event) error {
-			t := newTx(tx)
-			if err := apply(ctx, t, e); err != nil {
-				return err
-			}
-			return t.finish(ctx)
+			return together(ctx, tx, []*eventv1.Event{e})
 		},
 	})
 }
@@ -269,65 +288,34 @@ type Slice struct {
 }
 
 // where gathers conditions and their arguments.
-type where struct {
-	conditions []string
-	args       []any
-}
-
-// add adds a condition; each ? in it is the argument.
-func (w *where) add(condition string, arg any) {
-	w.args = append(w.args, arg)
-	w.conditions = append(w.conditions, strings.ReplaceAll(condition, "?", "$"+strconv.Itoa(len(w.args))))
-}
-
-// text adds an equality unless the value is empty.
-func (w *where) text(column, value string) {
-	if value != "" {
-		w.add(column+" = ?", value)
-	}
-}
-
-// among adds a membership unless there are no values. A single value is an equality, which keeps an index's order.
-func (w *where) among(column string, values []string) {
-	switch len(values) {
-	case 0:
-	case 1:
-		w.add(column+" = ?", values[0])
-	default:
-		w.add(column+" = ANY(?)", values)
-	}
-}
+type where struct{ search.Filter }
 
 // contains adds a search for a substring, written in any case.
 func (w *where) contains(expression, value string) {
 	if value != "" {
-		w.add(expression+" LIKE ?", "%"+escapeLike(strings.ToLower(value))+"%")
+		w.Add(expression+" LIKE ?", "%"+escapeLike(strings.ToLower(value))+"%")
 	}
 }
 
 // labels adds that all pairs are there.
 func (w *where) labels(column string, pairs map[string]string) {
 	if len(pairs) > 0 {
-		w.add(column+" @> ?", pairs)
+		w.Add(column+" @> ?", pairs)
 	}
 }
 
-func (w *where) sql() string {
-	if len(w.conditions) == 0 {
-		return "TRUE"
-	}
-	return strings.Join(w.conditions, " AND ")
+// search asks for a page of a table.
+func (w *where) search(table search.Table, s Slice) search.Search {
+	return search.Search{Table: table, Filter: w.Filter, Order: s.Order, After: s.After, Limit: s.Limit}
 }
 
-// page adds the place in the list and gives the end of the statement.
-func (w *where) page(s Slice) (string, error) {
-	after, args, err := s.Order.After(s.After, len(w.args)+1)
+// find reads one page of a table.
+func find[T any](ctx context.Context, q querier, what string, s search.Search) ([]T, error) {
+	v, err := search.Find(ctx, q, s, pgx.RowToStructByName[T])
 	if err != nil {
-		return "", err
+		return nil, wrap(what, err)
 	}
-	w.args = append(w.args, args...)
-	w.args = append(w.args, s.Limit)
-	return fmt.Sprintf(" WHERE %s AND %s ORDER BY %s LIMIT $%d", w.sql(), after, s.Order.SQL(), len(w.args)), nil
+	return v, nil
 }
 
 func escapeLike(s string) string {

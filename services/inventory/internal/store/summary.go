@@ -2,40 +2,73 @@ package store
 
 import (
 	"context"
-	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/certctl/certctl/pkg/mutation"
 	"github.com/certctl/certctl/pkg/page"
+
+	"github.com/certctl/certctl/pkg/search"
 )
 
-// StatusCount is how many rows have a status.
-type StatusCount struct {
-	Status string
-	Count  int32
+// Summary counts rows.
+type Summary struct {
+	// By status; a status that no row has is left out.
+	Certificates, Agents, Deployments map[string]int32
+	// Expiring are active certificates that end before each of the times that were asked for.
+	Expiring []int32
+	// Stuck is what CountStuck counts.
+	Stuck int32
 }
 
-// CountByStatus counts the rows of certificates, agents or deployments.
-func (r Reads) CountByStatus(ctx context.Context, collection string) ([]StatusCount, error) {
-	table, ok := map[string]string{Certificates: "certificates", Agents: "agents", Deployments: "deployments"}[collection]
-	if !ok {
-		return nil, fmt.Errorf("count by status: %q is not counted", collection)
+// Summary counts in one statement, each part by an index alone.
+func (r Reads) Summary(ctx context.Context, expireBefore []time.Time, stuckSince time.Time) (Summary, error) {
+	type part struct {
+		What   string
+		Status string
+		Count  int32
 	}
-	return all[StatusCount](ctx, r.q, "count by status", `SELECT status, count(*)::int AS count FROM `+table+` GROUP BY status ORDER BY status`)
+	parts, err := all[part](ctx, r.q, "count for the summary", `SELECT 'certificates' AS what, status, count(*)::int AS count FROM certificates GROUP BY status
+UNION ALL SELECT 'agents', status, count(*)::int FROM agents GROUP BY status
+UNION ALL SELECT 'deployments', status, count(*)::int FROM deployments GROUP BY status
+UNION ALL SELECT 'expiring', e.place::text, (SELECT count(*)::int FROM certificates c WHERE c.status = 'ACTIVE' AND `+certificateEnd+` < e.before)
+ FROM unnest($2::timestamptz[]) WITH ORDINALITY AS e (before, place)
+UNION ALL SELECT 'stuck', '', `+stuck, stuckSince, expireBefore)
+	if err != nil {
+		return Summary{}, err
+	}
+	s := Summary{Certificates: map[string]int32{}, Agents: map[string]int32{}, Deployments: map[string]int32{}, Expiring: make([]int32, len(expireBefore))}
+	for _, p := range parts {
+		switch p.What {
+		case "certificates":
+			s.Certificates[p.Status] = p.Count
+		case "agents":
+			s.Agents[p.Status] = p.Count
+		case "deployments":
+			s.Deployments[p.Status] = p.Count
+		case "expiring":
+			place, err := strconv.Atoi(p.Status)
+			if err != nil {
+				return Summary{}, wrap("count for the summary", err)
+			}
+			s.Expiring[place-1] = p.Count
+		default:
+			s.Stuck = p.Count
+		}
+	}
+	return s, nil
 }
 
-// CountExpiring counts active certificates that end before a time.
-func (r Reads) CountExpiring(ctx context.Context, before time.Time) (int32, error) {
-	return value[int32](ctx, r.q, "count expiring certificates", `SELECT count(*)::int FROM certificates WHERE status = 'ACTIVE' AND not_after < $1`, before)
-}
+// stuck counts what CountStuck does, for the time $1.
+const stuck = `((SELECT count(*) FROM deployments WHERE due_time < $1)
+ + (SELECT count(*) FROM assignments WHERE status = 'LEASED' AND lease_until < $1)
+ + (SELECT count(*) FROM assignments WHERE status IN ('OPEN', 'LEASED') AND deadline_time < $1 AND kind <> 'DEPLOY')
+ + (SELECT count(*) FROM certificates c WHERE c.status = 'ACTIVE' AND ` + certificateEnd + ` < $1))::int`
 
 // CountStuck counts rows that are not final and that nothing has looked at although they were due long ago: since a time. Every such
 // row has a due time, a lease or a deadline by the constraints of its table.
 func (r Reads) CountStuck(ctx context.Context, since time.Time) (int32, error) {
-	return value[int32](ctx, r.q, "count stuck rows", `SELECT ((SELECT count(*) FROM deployments WHERE due_time < $1)
- + (SELECT count(*) FROM assignments WHERE status = 'LEASED' AND lease_until < $1)
- + (SELECT count(*) FROM assignments WHERE status IN ('OPEN', 'LEASED') AND deadline_time < $1 AND kind <> 'DEPLOY')
- + (SELECT count(*) FROM certificates WHERE status = 'ACTIVE' AND not_after < $1))::int`, since)
+	return value[int32](ctx, r.q, "count stuck rows", `SELECT `+stuck, since)
 }
 
 // PruneKeys deletes idempotency keys that have served their time.
@@ -65,22 +98,22 @@ func (r Reads) GetDiscovered(ctx context.Context, id string) (DiscoveredCertific
 	return one[DiscoveredCertificate](ctx, r.q, "read discovered certificate", `SELECT `+discoveredColumns+` FROM discovered_certificates f WHERE f.id = $1`, id)
 }
 
+func discoveredCertificateTable() search.Table {
+	return search.Table{Columns: discoveredColumns, From: "discovered_certificates f", Leads: map[string][]string{"f.last_seen_time": {"f.status"}}}
+}
+
 // ListDiscovered reads one page.
 func (r Reads) ListDiscovered(ctx context.Context, statuses []string, s Slice) ([]DiscoveredCertificate, error) {
 	w := &where{}
-	w.among("f.status", statuses)
-	end, err := w.page(s)
-	if err != nil {
-		return nil, err
-	}
-	return all[DiscoveredCertificate](ctx, r.q, "list discovered certificates", `SELECT `+discoveredColumns+` FROM discovered_certificates f`+end, w.args...)
+	w.Among("f.status", statuses)
+	return find[DiscoveredCertificate](ctx, r.q, "list discovered certificates", w.search(discoveredCertificateTable(), s))
 }
 
 // CountDiscovered counts what the filter finds.
 func (r Reads) CountDiscovered(ctx context.Context, statuses []string) (int32, error) {
 	w := &where{}
-	w.among("f.status", statuses)
-	return value[int32](ctx, r.q, "count discovered certificates", `SELECT count(*)::int FROM discovered_certificates f WHERE `+w.sql(), w.args...)
+	w.Among("f.status", statuses)
+	return value[int32](ctx, r.q, "count discovered certificates", `SELECT count(*)::int FROM discovered_certificates f WHERE `+w.SQL(), w.Args()...)
 }
 
 // sortings are the orders of the lists.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"time"
+
+	"github.com/certctl/certctl/pkg/search"
 )
 
 // Target is one row of targets.
@@ -103,24 +105,24 @@ type TargetFilter struct {
 
 func (f TargetFilter) where() *where {
 	w := &where{}
-	w.text("t.agent_id", f.AgentID)
-	w.text("t.type", f.Type)
+	w.Equal("t.agent_id", f.AgentID)
+	w.Equal("t.type", f.Type)
 	w.contains("lower(t.name)", f.Name)
 	return w
+}
+
+func targetTable() search.Table {
+	return search.Table{Columns: targetColumns, From: "targets t", Leads: map[string][]string{"t.create_time": {"t.agent_id", "t.type"}}}
 }
 
 // ListTargets reads one page.
 func (r Reads) ListTargets(ctx context.Context, f TargetFilter, s Slice) ([]Target, error) {
 	w := f.where()
-	end, err := w.page(s)
-	if err != nil {
-		return nil, err
-	}
-	return all[Target](ctx, r.q, "list targets", `SELECT `+targetColumns+` FROM targets t`+end, w.args...)
+	return find[Target](ctx, r.q, "list targets", w.search(targetTable(), s))
 }
 
 // CountTargets counts what the filter finds.
 func (r Reads) CountTargets(ctx context.Context, f TargetFilter) (int32, error) {
 	w := f.where()
-	return value[int32](ctx, r.q, "count targets", `SELECT count(*)::int FROM targets t WHERE `+w.sql(), w.args...)
+	return value[int32](ctx, r.q, "count targets", `SELECT count(*)::int FROM targets t WHERE `+w.SQL(), w.Args()...)
 }

@@ -110,7 +110,8 @@ func TestACertificateMovesOnlyAsTheTableSays(t *testing.T) {
 		states: []string{"PENDING", "ACTIVE", "EXPIRED", "REVOKED", "ARCHIVED"},
 		movers: map[string]mover{
 			"activate": func(ctx context.Context, tx *store.Tx) (bool, error) {
-				return tx.ActivateCertificate(ctx, store.Version{CertificateID: "cert-1", Version: 2, NotAfter: time.Now()})
+				n, err := tx.ActivateCertificates(ctx, []store.Version{{CertificateID: "cert-1", Version: 2, NotAfter: time.Now()}})
+				return n > 0, err
 			},
 			"expire": func(ctx context.Context, tx *store.Tx) (bool, error) {
 				expired, err := tx.ExpireCertificates(ctx, []string{"cert-1"})
@@ -139,10 +140,12 @@ func TestAnAgentMovesOnlyAsTheTableSays(t *testing.T) {
 		extra:  `, retire_time = CASE WHEN $1 = 'RETIRED' THEN now() END`,
 		movers: map[string]mover{
 			"online": func(ctx context.Context, tx *store.Tx) (bool, error) {
-				return tx.OnlineAgent(ctx, store.Agent{ID: "agent-1"})
+				epochs, err := tx.OnlineAgents(ctx, []store.Agent{{ID: "agent-1"}})
+				return len(epochs) == 1, err
 			},
 			"offline": func(ctx context.Context, tx *store.Tx) (bool, error) {
-				return tx.OfflineAgent(ctx, "agent-1", time.Now())
+				n, err := tx.OfflineAgents(ctx, time.Now(), 10)
+				return n == 1, err
 			},
 			"retire": func(ctx context.Context, tx *store.Tx) (bool, error) { return tx.RetireAgent(ctx, "agent-1") },
 		},
@@ -212,9 +215,9 @@ func TestNobodySeesAMailboxNumberBeforeALowerOne(t *testing.T) {
 	})
 	require.NoError(t, err)
 	require.NoError(t, <-second)
-	top, err := s.OpenMailbox(t.Context(), "agent-1")
+	tops, err := s.OpenMailboxes(t.Context(), []string{"agent-1", "agent-2"})
 	require.NoError(t, err)
-	require.Equal(t, int64(2), top)
+	require.Equal(t, map[string]store.Mailbox{"agent-1": {AgentID: "agent-1", Number: 2}}, tops)
 }
 
 func TestANoticeSurvivesItsPayload(t *testing.T) {

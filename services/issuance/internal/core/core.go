@@ -112,6 +112,7 @@ type Core struct {
 	log       *zap.Logger
 	instances *instances
 	known     *known
+	journal   *journal
 	crls      singleflight.Group
 	issuers   *page.Sorting
 	orders    *page.Sorting
@@ -142,6 +143,7 @@ func New(cfg Config, deps Deps) (*Core, error) {
 		crlKick: tick.NewKicker(), orderKick: tick.NewKicker(), turns: newTurns(CallsPerIssuer),
 		checkpoint: deps.Checkpoint,
 	}
+	c.journal = newJournal(c)
 	if c.checkpoint == nil {
 		c.checkpoint = func(string, string) error { return nil }
 	}

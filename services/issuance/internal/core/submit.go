@@ -15,12 +15,12 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 
 	"github.com/certctl/certctl/pkg/connector/certcheck"
 	"github.com/certctl/certctl/pkg/connector/issuer"
 	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/lease"
+	"github.com/certctl/certctl/pkg/outbox"
 	"github.com/certctl/certctl/services/issuance/internal/store"
 )
 
@@ -191,15 +191,13 @@ func (c *Core) previousOrder(ctx context.Context, o store.Order, in *instance) (
 }
 
 func (c *Core) storeIntent(ctx context.Context, o store.Order, ru rules, l uuid.NullUUID) (stored bool, err error) {
-	err = c.deps.DB.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		if stored, err = store.InsertOrder(ctx, tx, o, ru.guard(), l, c.cfg.orderLease(ru.instance)); err != nil || !stored {
-			return err
-		}
-		action := "order.submitted"
-		if !l.Valid {
-			action = "order.created"
-		}
-		return emit(ctx, tx, auditOrder(ctx, o, action, nil))
+	action := "order.submitted"
+	if !l.Valid {
+		action = "order.created"
+	}
+	stored, err = c.journal.insert(ctx, intent{
+		Intent: store.Intent{Order: o, Guard: ru.guard(), Lease: l, LeaseFor: c.cfg.orderLease(ru.instance)},
+		events: []outbox.Event{auditOrder(ctx, o, action, nil)},
 	})
 	if errors.Is(err, store.ErrIssuerGone) {
 		return false, nil
@@ -224,7 +222,7 @@ func (c *Core) call(ctx context.Context, o store.Order, csr *x509.CertificateReq
 	if err := c.checkpoint(pointCalled, o.ID); err != nil {
 		return store.Order{}, err
 	}
-	return c.settleSurely(ctx, o, answer{submission: s, err: callErr, instance: in, fence: fence})
+	return c.settleSurely(ctx, o, answer{submission: s, err: callErr, instance: in, fence: fence, key: csr.PublicKey})
 }
 
 // errNotStored marks that the answer of a CA is known and the database did not take it.
@@ -296,8 +294,9 @@ type answer struct {
 	submission issuer.Submission
 	err        error
 	instance   *instance
-	fence      uuid.NullUUID // the lease that the answer was asked for under
-	polls      int32         // how often the CA has been asked, if it is known
+	fence      uuid.NullUUID    // the lease that the answer was asked for under
+	polls      int32            // how often the CA has been asked, if it is known
+	key        crypto.PublicKey // that of the order's CSR, if it has been read
 }
 
 // Problems that orders end with or wait for.
@@ -384,19 +383,17 @@ func (c *Core) issue(ctx context.Context, o store.Order, a answer) (store.Order,
 	issued.EndTime = issued.IssueTime
 	issued.SerialNumber = certificate.SerialNumber
 	issued.ErrorReason, issued.ErrorMessage, issued.NextPollTime, issued.DueTime = "", "", time.Time{}, time.Time{}
-	moved := false
-	err = c.deps.DB.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		moved, err = store.IssueOrder(ctx, tx, issued, store.Move{From: sources(Issued), Fence: a.fence}, certificate)
-		if err != nil || !moved {
-			return err
-		}
-		issued.Revision = o.Revision + 1
-		return emit(ctx, tx,
+	before := issued
+	issued.Revision++
+	moved, err := c.journal.issue(ctx, result{
+		Issue: store.Issue{Order: before, Fence: a.fence, Certificate: certificate},
+		events: []outbox.Event{
 			certificateIssued(issued, chain.CertificatePEM(), chain.ChainPEM()),
 			orderChanged(issued),
 			auditOrder(ctx, issued, "order.issued", map[string]any{
 				"fingerprint_sha256": certificate.Fingerprint, "not_after": certificate.NotAfter.UTC().Format(time.RFC3339),
-			}))
+			}),
+		},
 	})
 	if errors.Is(err, store.ErrExists) {
 		return c.end(ctx, o, a.fence, Failed, reasonDuplicate, "the CA answered with a certificate that another order has: "+issued.SerialNumber)
@@ -434,9 +431,11 @@ func (c *Core) checkIssued(ctx context.Context, o store.Order, a answer) (certch
 	s := a.submission
 	bundle := make([]byte, 0, len(s.CertificatePEM)+len(s.ChainPEM)+1)
 	bundle = append(append(append(bundle, s.CertificatePEM...), '\n'), s.ChainPEM...)
-	key, err := keyOf(o, bundle)
-	if err != nil {
-		return certcheck.Chain{}, err
+	key := a.key
+	if key == nil {
+		if key, err = keyOf(o, bundle); err != nil {
+			return certcheck.Chain{}, err
+		}
 	}
 	now := c.now()
 	want := certcheck.Issued{

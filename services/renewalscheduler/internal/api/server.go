@@ -9,8 +9,10 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/certctl/certctl/pkg/page"
+	"github.com/certctl/certctl/pkg/reuse"
 	"github.com/certctl/certctl/pkg/rpc"
 	"github.com/certctl/certctl/pkg/rpcctx"
 	eventv1 "github.com/certctl/certctl/proto/gen/go/certctl/event/v1"
@@ -45,11 +47,15 @@ type Server struct {
 	now           func() time.Time
 	jobSorting    *page.Sorting
 	policySorting *page.Sorting
+	counts        *reuse.Value[store.JobCounts]
 }
 
 // New makes a server.
 func New(deps Deps) (*Server, error) {
 	s := &Server{core: deps.Core, store: deps.Store, codec: deps.Codec, sink: deps.Sink, revisions: deps.Revisions, now: deps.Now}
+	s.counts = reuse.New(reuse.Config{}, func(ctx context.Context) (store.JobCounts, error) {
+		return s.store.CountJobs(ctx, s.now().Add(-StuckAfter))
+	})
 	var err error
 	if s.jobSorting, err = jobSorting(); err != nil {
 		return nil, fmt.Errorf("order of jobs: %w", err)
@@ -165,20 +171,16 @@ func (s *internalServer) BatchGetPolicies(ctx context.Context, req *renewalsched
 // StuckAfter is how long a row may be overdue before it counts as stuck.
 const StuckAfter = time.Hour
 
-// CountJobs counts jobs by status; a status that no job has is 0.
+// CountJobs counts jobs by status; a status that no job has is 0. Counts of many jobs are reused for a while.
 func (s *internalServer) CountJobs(ctx context.Context, _ *renewalschedulerv1.CountJobsRequest) (*renewalschedulerv1.CountJobsResponse, error) {
-	counts, err := s.store.CountJobs(ctx)
+	counts, at, err := s.counts.Get(ctx)
 	if err != nil {
 		return nil, err
 	}
-	stuck, err := s.store.Stuck(ctx, s.now().Add(-StuckAfter))
-	if err != nil {
-		return nil, err
-	}
-	res := &renewalschedulerv1.CountJobsResponse{Jobs: map[string]int32{}, Stuck: int32(stuck)}
+	res := &renewalschedulerv1.CountJobsResponse{Jobs: map[string]int32{}, Stuck: int32(counts.Stuck), CountTime: timestamppb.New(at)}
 	for value, state := range renewalschedulerv1.Job_Status_name {
 		if value != int32(renewalschedulerv1.Job_STATUS_UNSPECIFIED) {
-			res.Jobs[state] = int32(counts[state])
+			res.Jobs[state] = int32(counts.ByState[state])
 		}
 	}
 	return res, nil

@@ -83,10 +83,11 @@ func (c *Core) RenewCertificate(ctx context.Context, tx *store.Tx, rec *inventor
 	if err != nil {
 		return nil, err
 	}
-	return j, tx.Emit(ctx, auditlog.Event(ctx, auditlog.Entry{
+	tx.Emit(ctx, auditlog.Event(ctx, auditlog.Entry{
 		Action: "certificate.renew.requested", ResourceType: "certificate", ResourceID: cert.GetId(),
 		Data: map[string]any{"job_id": j.ID, "force": force},
 	}))
+	return j, nil
 }
 
 // refuseEarly is 409 when the policy's time has not come. Freeze windows and pauses after failures bind the schedule, not
@@ -147,7 +148,8 @@ func (c *Core) SubmitCSR(ctx context.Context, tx *store.Tx, rec *inventoryv1.Cer
 	if err := c.attachCSR(ctx, tx, j, rec, csrPEM, me); err != nil {
 		return nil, err
 	}
-	return j, tx.Bump(ctx, store.Jobs)
+	tx.Changed(store.Jobs)
+	return j, nil
 }
 
 // attachCSR gives a CSR to a locked job whose key the caller keeps.
@@ -174,9 +176,7 @@ func (c *Core) attachCSR(ctx context.Context, tx *store.Tx, j *store.Job, rec *i
 		return err
 	}
 	j.Askers = withAsker(j.Askers, me)
-	if err := c.auditJob(ctx, tx, j, "job.csr.submitted", note{}); err != nil {
-		return err
-	}
+	c.auditJob(ctx, tx, j, "job.csr.submitted", note{})
 	if j.State == store.Pending {
 		j.DueTime = c.now()
 	}
@@ -248,7 +248,8 @@ func (c *Core) CancelJob(ctx context.Context, tx *store.Tx, seen *store.Job) (*s
 	if err != nil {
 		return nil, err
 	}
-	return j, tx.Bump(ctx, store.Jobs)
+	tx.Changed(store.Jobs)
+	return j, nil
 }
 
 // askedFor tells whether the job is, in part, the caller's own wish.
@@ -284,10 +285,9 @@ func (c *Core) ApproveJob(ctx context.Context, tx *store.Tx, seen *store.Job, co
 	if err := c.approve().apply(ctx, tx, j); err != nil {
 		return nil, err
 	}
-	if err := c.auditJob(ctx, tx, j, "job.approved", note{comment: comment}); err != nil {
-		return nil, err
-	}
-	return j, tx.Bump(ctx, store.Jobs)
+	c.auditJob(ctx, tx, j, "job.approved", note{comment: comment})
+	tx.Changed(store.Jobs)
+	return j, nil
 }
 
 // rejected is the reason of a job that an approver has turned down.
@@ -315,7 +315,8 @@ func (c *Core) RejectJob(ctx context.Context, tx *store.Tx, seen *store.Job, com
 	if err != nil {
 		return nil, err
 	}
-	return j, tx.Bump(ctx, store.Jobs)
+	tx.Changed(store.Jobs)
+	return j, nil
 }
 
 // RetryJob opens fresh work for a job that did not succeed. Approval is asked for again, and neither who asked first nor

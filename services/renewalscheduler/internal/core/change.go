@@ -198,7 +198,8 @@ func (c *Core) followOpen(ctx context.Context, tx *store.Tx, ch change) error {
 	if j.State != store.AwaitingApproval && !waits {
 		j.DueTime = c.now()
 	}
-	return errors.Join(tx.SaveJob(ctx, j), tx.Bump(ctx, store.Jobs))
+	tx.Changed(store.Jobs)
+	return tx.SaveJob(ctx, j)
 }
 
 // addAgents adds keys to the keys of an open job. A job without any yet will find the agents itself when it starts.

@@ -180,9 +180,30 @@ func policyOf(ctx context.Context, q interface {
 ) (*store.Policy, error) {
 	p, err := q.Policy(ctx, id)
 	if errors.Is(err, store.ErrNotFound) {
-		return &store.Policy{ID: id, Automatic: true, MaxAttempts: DefaultMaxAttempts}, nil
+		return withoutPolicy(id), nil
 	}
 	return p, err
+}
+
+// policiesOf is policyOf of many, by id.
+func policiesOf(ctx context.Context, tx *store.Tx, ids []string) (map[string]*store.Policy, error) {
+	found, err := tx.PoliciesByID(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]*store.Policy, len(ids))
+	for _, id := range ids {
+		out[id] = withoutPolicy(id)
+	}
+	for _, p := range found {
+		out[p.ID] = p
+	}
+	return out, nil
+}
+
+// withoutPolicy is what holds for a certificate whose policy is not there.
+func withoutPolicy(id string) *store.Policy {
+	return &store.Policy{ID: id, Automatic: true, MaxAttempts: DefaultMaxAttempts}
 }
 
 // closed tells whether a certificate is over: nothing is issued or deployed for it any more.

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"google.golang.org/protobuf/proto"
 
@@ -17,8 +19,44 @@ import (
 	"github.com/certctl/certctl/services/renewalscheduler/internal/store"
 )
 
-// ApplyEvent applies a fact of a peer in the transaction that remembers it.
-func (c *Core) ApplyEvent(ctx context.Context, tx *store.Tx, e *eventv1.Event) error {
+// Events that come many at a time.
+const (
+	eventVersionStored = "version.stored"
+	eventOrderChanged  = "order.changed"
+)
+
+// Apply applies facts of a peer, in their order, in the transaction that remembers them.
+func (c *Core) Apply(ctx context.Context, tx *store.Tx, events []*eventv1.Event) error {
+	for len(events) > 0 {
+		n := alike(events)
+		var err error
+		switch events[0].GetType() {
+		case eventVersionStored:
+			err = c.versionsStored(ctx, tx, events[:n])
+		case eventOrderChanged:
+			err = c.ordersChanged(ctx, tx, events[:n])
+		default:
+			n = 1
+			err = c.applyOne(rpcctx.WithRequestID(ctx, events[0].GetRequestId()), tx, events[0])
+		}
+		if err != nil {
+			return err
+		}
+		events = events[n:]
+	}
+	return nil
+}
+
+// alike counts the events at the front that have one type.
+func alike(events []*eventv1.Event) int {
+	n := slices.IndexFunc(events, func(e *eventv1.Event) bool { return e.GetType() != events[0].GetType() })
+	if n < 0 {
+		return len(events)
+	}
+	return n
+}
+
+func (c *Core) applyOne(ctx context.Context, tx *store.Tx, e *eventv1.Event) error {
 	switch e.GetType() {
 	case "certificate.created":
 		return payload(ctx, tx, e, &inventoryv1.CertificateChanged{}, c.certificateCreated)
@@ -30,12 +68,8 @@ func (c *Core) ApplyEvent(ctx context.Context, tx *store.Tx, e *eventv1.Event) e
 		return payload(ctx, tx, e, &inventoryv1.CertificateChanged{}, c.versionRevoked)
 	case "certificate.expired":
 		return payload(ctx, tx, e, &inventoryv1.CertificateChanged{}, c.certificateExpired)
-	case "version.stored":
-		return payload(ctx, tx, e, &inventoryv1.VersionStored{}, c.versionStored)
 	case "task.finished":
 		return payload(ctx, tx, e, &inventoryv1.TaskFinished{}, c.taskFinished)
-	case "order.changed":
-		return payload(ctx, tx, e, &issuancev1.OrderChanged{}, c.orderChanged)
 	case "deployment.changed":
 		return payload(ctx, tx, e, &inventoryv1.DeploymentChanged{}, c.deploymentChanged)
 	default:
@@ -43,9 +77,16 @@ func (c *Core) ApplyEvent(ctx context.Context, tx *store.Tx, e *eventv1.Event) e
 	}
 }
 
-func payload[M proto.Message](ctx context.Context, tx *store.Tx, e *eventv1.Event, into M, apply func(context.Context, *store.Tx, M) error) error {
+func decode(e *eventv1.Event, into proto.Message) error {
 	if err := e.GetPayload().UnmarshalTo(into); err != nil {
 		return outbox.Reject(fmt.Errorf("payload of %s: %w", e.GetType(), err))
+	}
+	return nil
+}
+
+func payload[M proto.Message](ctx context.Context, tx *store.Tx, e *eventv1.Event, into M, apply func(context.Context, *store.Tx, M) error) error {
+	if err := decode(e, into); err != nil {
+		return err
 	}
 	if err := apply(ctx, tx, into); err != nil {
 		return fmt.Errorf("apply %s of %s: %w", e.GetType(), e.GetResourceId(), err)
@@ -167,7 +208,8 @@ func (c *Core) certificateClosed(ctx context.Context, tx *store.Tx, e *inventory
 			return err
 		}
 	}
-	return tx.Bump(ctx, store.Jobs)
+	tx.Changed(store.Jobs)
+	return nil
 }
 
 // certificateExpired notes the status; the plan goes on, since an expired certificate can be renewed.
@@ -180,25 +222,68 @@ func (c *Core) certificateExpired(ctx context.Context, tx *store.Tx, e *inventor
 	return c.refreshPlan(ctx, tx, p)
 }
 
-// versionStored is the success of a key, and the ground of the next plan.
-func (c *Core) versionStored(ctx context.Context, tx *store.Tx, e *inventoryv1.VersionStored) error {
-	p, err := tx.LockPlan(ctx, e.GetCertificateId())
-	if err != nil {
-		return err // "certificate.created" comes first; this one comes again
+// versionsStored is the success of keys, and the ground of the next plans. However many there are, plans are read and written
+// together.
+func (c *Core) versionsStored(ctx context.Context, tx *store.Tx, events []*eventv1.Event) error {
+	var stored []*inventoryv1.VersionStored
+	var certificates, orders []string
+	for _, e := range events {
+		m := &inventoryv1.VersionStored{}
+		if err := decode(e, m); err != nil {
+			return err
+		}
+		stored = append(stored, m)
+		certificates, orders = append(certificates, m.GetCertificateId()), append(orders, m.GetOrderId())
 	}
-	err = tx.SavePlanKey(ctx, store.PlanKey{
-		CertificateID: e.GetCertificateId(), AgentID: e.GetAgentId(), Version: e.GetVersion(),
-		NotBefore: e.GetNotBefore().AsTime(), NotAfter: e.GetNotAfter().AsTime(),
-	})
+	plans, err := tx.LockPlans(ctx, certificates)
 	if err != nil {
 		return err
 	}
-	if p.State != store.PlanEnded {
-		p.CertificateStatus = inventoryv1.Certificate_ACTIVE.String()
+	for _, id := range certificates {
+		if !slices.ContainsFunc(plans, func(p *store.Plan) bool { return p.CertificateID == id }) {
+			return fmt.Errorf("plan of %s: %w", id, store.ErrNotFound) // "certificate.created" comes first; this one comes again
+		}
 	}
-	if err := c.refreshPlan(ctx, tx, p); err != nil {
+	if err := tx.SavePlanKeys(ctx, planKeys(stored)); err != nil {
 		return err
 	}
+	for _, p := range plans {
+		if p.State != store.PlanEnded {
+			p.CertificateStatus = inventoryv1.Certificate_ACTIVE.String()
+		}
+	}
+	if err := c.refreshPlans(ctx, tx, plans); err != nil {
+		return err
+	}
+	waited, err := tx.OrdersWithKey(ctx, orders)
+	if err != nil {
+		return err
+	}
+	for i, m := range stored {
+		if !slices.Contains(waited, m.GetOrderId()) {
+			continue
+		}
+		if err := c.keyStored(rpcctx.WithRequestID(ctx, events[i].GetRequestId()), tx, m); err != nil {
+			return fmt.Errorf("apply %s of %s: %w", events[i].GetType(), events[i].GetResourceId(), err)
+		}
+	}
+	return nil
+}
+
+// planKeys gives the newest version for each key.
+func planKeys(stored []*inventoryv1.VersionStored) []store.PlanKey {
+	newest := make(map[[2]string]store.PlanKey, len(stored))
+	for _, m := range stored {
+		of := [2]string{m.GetCertificateId(), m.GetAgentId()}
+		if known, ok := newest[of]; !ok || known.Version < m.GetVersion() {
+			newest[of] = store.PlanKey{CertificateID: of[0], AgentID: of[1], Version: m.GetVersion(), NotBefore: m.GetNotBefore().AsTime(), NotAfter: m.GetNotAfter().AsTime()}
+		}
+	}
+	return slices.Collect(maps.Values(newest))
+}
+
+// keyStored ends the wait of a job's key for its version.
+func (c *Core) keyStored(ctx context.Context, tx *store.Tx, e *inventoryv1.VersionStored) error {
 	k, j, err := c.lockKey(ctx, tx, e.GetCertificateId(), func() (*store.Key, error) { return tx.KeyByOrder(ctx, e.GetOrderId()) })
 	if err != nil || j == nil || j.State.Final() || k.State == store.KeyDone {
 		return err
@@ -210,7 +295,34 @@ func (c *Core) versionStored(ctx context.Context, tx *store.Tx, e *inventoryv1.V
 	if err := c.settle(ctx, tx, j); err != nil {
 		return err
 	}
-	return tx.Bump(ctx, store.Jobs)
+	tx.Changed(store.Jobs)
+	return nil
+}
+
+// ordersChanged takes what became of orders. Those that no job waits for are nobody's matter.
+func (c *Core) ordersChanged(ctx context.Context, tx *store.Tx, events []*eventv1.Event) error {
+	var changed []*issuancev1.OrderChanged
+	var orders []string
+	for _, e := range events {
+		m := &issuancev1.OrderChanged{}
+		if err := decode(e, m); err != nil {
+			return err
+		}
+		changed, orders = append(changed, m), append(orders, m.GetOrder().GetId())
+	}
+	waited, err := tx.OrdersWithKey(ctx, orders)
+	if err != nil {
+		return err
+	}
+	for i, m := range changed {
+		if !slices.Contains(waited, m.GetOrder().GetId()) {
+			continue
+		}
+		if err := c.orderChanged(rpcctx.WithRequestID(ctx, events[i].GetRequestId()), tx, m); err != nil {
+			return fmt.Errorf("apply %s of %s: %w", events[i].GetType(), events[i].GetResourceId(), err)
+		}
+	}
+	return nil
 }
 
 // lockKey finds a key and locks its job; both are nil when there is none. The key is read again under the lock.
@@ -242,7 +354,8 @@ func (c *Core) taskFinished(ctx context.Context, tx *store.Tx, e *inventoryv1.Ta
 	if gone, err := c.forgetRetired(ctx, tx, k, e); err != nil {
 		return err
 	} else if gone {
-		return errors.Join(c.settle(ctx, tx, j), tx.Bump(ctx, store.Jobs))
+		tx.Changed(store.Jobs)
+		return c.settle(ctx, tx, j)
 	}
 	if e.GetCsrPem() == "" {
 		p := store.Problem{Reason: cmp.Or(e.GetProblem().GetReason(), "CSR_FAILED"), Message: e.GetProblem().GetMessage()}
@@ -256,7 +369,8 @@ func (c *Core) taskFinished(ctx context.Context, tx *store.Tx, e *inventoryv1.Ta
 	if err != nil {
 		return err
 	}
-	return tx.Bump(ctx, store.Jobs)
+	tx.Changed(store.Jobs)
+	return nil
 }
 
 // orderChanged takes what became of an order.
@@ -276,7 +390,8 @@ func (c *Core) orderChanged(ctx context.Context, tx *store.Tx, e *issuancev1.Ord
 	if err := c.applyOrder(ctx, tx, j, k, o); err != nil || j.Revision == before {
 		return err
 	}
-	return tx.Bump(ctx, store.Jobs)
+	tx.Changed(store.Jobs)
+	return nil
 }
 
 // deploymentChanged moves the DEPLOY job that asked for it, and opens one for an endpoint that serves something else.
@@ -302,7 +417,8 @@ func (c *Core) deploymentChanged(ctx context.Context, tx *store.Tx, e *inventory
 	if err := c.applyDeployment(ctx, tx, j, d); err != nil || j.Revision == before {
 		return err
 	}
-	return tx.Bump(ctx, store.Jobs)
+	tx.Changed(store.Jobs)
+	return nil
 }
 
 func (c *Core) correctDrift(ctx context.Context, tx *store.Tx, p *store.Plan, d *inventoryv1.Deployment) error {

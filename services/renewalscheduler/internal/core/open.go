@@ -76,15 +76,14 @@ func (c *Core) openJob(ctx context.Context, tx *store.Tx, o opening) (*store.Job
 	if action == "" {
 		action = "job.created"
 	}
-	if err := c.auditJob(ctx, tx, j, action, note{cause: o.cause}); err != nil {
-		return nil, err
-	}
+	c.auditJob(ctx, tx, j, action, note{cause: o.cause})
 	if j.MakesKeys() {
 		if err := c.refreshPlan(ctx, tx, p); err != nil {
 			return nil, err
 		}
 	}
-	return j, tx.Bump(ctx, store.Jobs)
+	tx.Changed(store.Jobs)
+	return j, nil
 }
 
 func withAsker(askers []string, who string) []string {

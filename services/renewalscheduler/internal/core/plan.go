@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/certctl/certctl/pkg/lease"
@@ -47,21 +48,40 @@ const vainPause = 24 * time.Hour
 
 // refreshPlan computes a locked plan from its policy, versions and open job, and stores it.
 func (c *Core) refreshPlan(ctx context.Context, tx *store.Tx, p *store.Plan) error {
-	policy, err := policyOf(ctx, tx, p.PolicyID)
+	return c.refreshPlans(ctx, tx, []*store.Plan{p})
+}
+
+// refreshPlans is refreshPlan of many, with as many statements as for one.
+func (c *Core) refreshPlans(ctx context.Context, tx *store.Tx, plans []*store.Plan) error {
+	if len(plans) == 0 {
+		return nil
+	}
+	ids, policyIDs := make([]string, 0, len(plans)), make([]string, 0, 1)
+	for _, p := range plans {
+		ids = append(ids, p.CertificateID)
+		if !slices.Contains(policyIDs, p.PolicyID) {
+			policyIDs = append(policyIDs, p.PolicyID)
+		}
+	}
+	policies, err := policiesOf(ctx, tx, policyIDs)
 	if err != nil {
 		return err
 	}
-	keys, err := tx.PlanKeys(ctx, p.CertificateID)
+	keys, err := tx.PlanKeysOf(ctx, ids)
 	if err != nil {
 		return err
 	}
-	_, err = tx.OpenJob(ctx, p.CertificateID)
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
+	open, err := tx.WithOpenJob(ctx, ids)
+	if err != nil {
 		return err
 	}
-	p.PolicyRevision, p.UpdateTime = policy.Revision, c.now()
-	schedule(p, policy, keys, err == nil)
-	return tx.SavePlan(ctx, p)
+	now := c.now()
+	for _, p := range plans {
+		policy := policies[p.PolicyID]
+		p.PolicyRevision, p.UpdateTime = policy.Revision, now
+		schedule(p, policy, keys[p.CertificateID], slices.Contains(open, p.CertificateID))
+	}
+	return tx.SavePlans(ctx, plans)
 }
 
 // schedule decides a plan's times and state.
@@ -255,13 +275,8 @@ func (c *Core) refreshBatch(ctx context.Context, policyID string) (n int, err er
 		if err != nil {
 			return err
 		}
-		for _, p := range plans {
-			if err := c.refreshPlan(ctx, tx, p); err != nil {
-				return err
-			}
-		}
 		n = len(plans)
-		return nil
+		return c.refreshPlans(ctx, tx, plans)
 	})
 	if err != nil {
 		return 0, fmt.Errorf("compute plans of policy %s again: %w", policyID, err)

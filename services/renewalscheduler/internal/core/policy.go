@@ -111,7 +111,8 @@ func (c *Core) CreatePolicy(ctx context.Context, tx *store.Tx, p *store.Policy) 
 	if err != nil {
 		return nil, err
 	}
-	return p, c.policyChanged(ctx, tx, p.ID, "policy.created", map[string]any{"name": p.Name})
+	c.policyChanged(ctx, tx, p.ID, "policy.created", map[string]any{"name": p.Name})
+	return p, nil
 }
 
 // UpdatePolicy changes a policy; if its timing changes, plans follow in the background. Expected 0 is any revision.
@@ -136,7 +137,8 @@ func (c *Core) UpdatePolicy(ctx context.Context, tx *store.Tx, id string, expect
 	for _, f := range fields {
 		changed = append(changed, f)
 	}
-	return p, c.policyChanged(ctx, tx, id, "policy.updated", map[string]any{"fields": changed, "revision": p.Revision})
+	c.policyChanged(ctx, tx, id, "policy.updated", map[string]any{"fields": changed, "revision": p.Revision})
+	return p, nil
 }
 
 func (c *Core) lockPolicy(ctx context.Context, tx *store.Tx, id string, expected int32) (*store.Policy, error) {
@@ -184,13 +186,11 @@ func (c *Core) DeletePolicy(ctx context.Context, tx *store.Tx, id string, expect
 	if err := tx.DeletePolicy(ctx, id); err != nil {
 		return err
 	}
-	return c.policyChanged(ctx, tx, id, "policy.deleted", nil)
+	c.policyChanged(ctx, tx, id, "policy.deleted", nil)
+	return nil
 }
 
-func (c *Core) policyChanged(ctx context.Context, tx *store.Tx, id, action string, data map[string]any) error {
-	err := tx.Emit(ctx, auditlog.Event(ctx, auditlog.Entry{Action: action, ResourceType: "policy", ResourceID: id, Data: data}))
-	if err != nil {
-		return err
-	}
-	return tx.Bump(ctx, store.Policies)
+func (c *Core) policyChanged(ctx context.Context, tx *store.Tx, id, action string, data map[string]any) {
+	tx.Emit(ctx, auditlog.Event(ctx, auditlog.Entry{Action: action, ResourceType: "policy", ResourceID: id, Data: data}))
+	tx.Changed(store.Policies)
 }

@@ -60,7 +60,8 @@ func (c *Core) reap(ctx context.Context, seen *store.Job) error {
 		if err := c.overdue(ctx, tx, j); err != nil {
 			return err
 		}
-		return tx.Bump(ctx, store.Jobs)
+		tx.Changed(store.Jobs)
+		return nil
 	})
 	if errors.Is(err, store.ErrChanged) {
 		return nil

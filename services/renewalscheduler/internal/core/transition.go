@@ -109,9 +109,7 @@ func (c *Core) end(ctx context.Context, tx *store.Tx, j *store.Job, e ending) er
 			}
 		}
 	}
-	if err := c.auditJob(ctx, tx, j, e.action, note{comment: e.comment}); err != nil {
-		return err
-	}
+	c.auditJob(ctx, tx, j, e.action, note{comment: e.comment})
 	if !j.MakesKeys() {
 		return nil
 	}
@@ -122,7 +120,7 @@ func (c *Core) end(ctx context.Context, tx *store.Tx, j *store.Job, e ending) er
 type note struct{ comment, cause string }
 
 // auditJob writes an audit event about a job. The actor is who does it; who asked for the job is in the data.
-func (c *Core) auditJob(ctx context.Context, tx *store.Tx, j *store.Job, action string, n note) error {
+func (c *Core) auditJob(ctx context.Context, tx *store.Tx, j *store.Job, action string, n note) {
 	outcome := auditv1.Event_SUCCESS
 	if j.State == store.Failed || j.State == store.Expired {
 		outcome = auditv1.Event_FAILURE
@@ -138,5 +136,5 @@ func (c *Core) auditJob(ctx context.Context, tx *store.Tx, j *store.Job, action 
 			data[name] = value
 		}
 	}
-	return tx.Emit(ctx, auditlog.Event(ctx, auditlog.Entry{Action: action, ResourceType: "job", ResourceID: j.ID, Outcome: outcome, Data: data}))
+	tx.Emit(ctx, auditlog.Event(ctx, auditlog.Entry{Action: action, ResourceType: "job", ResourceID: j.ID, Outcome: outcome, Data: data}))
 }

@@ -10,13 +10,19 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"
 
+	"github.com/certctl/certctl/pkg/pg"
 	"github.com/certctl/certctl/pkg/testpg"
 	"github.com/certctl/certctl/services/renewalscheduler/internal/store"
 )
 
 func newTestCore(t *testing.T) *Core {
 	t.Helper()
-	st, err := store.New(testpg.New(t, store.Schema()), time.Now)
+	return testCoreOn(t, testpg.New(t, store.Schema()))
+}
+
+func testCoreOn(t *testing.T, db *pg.DB) *Core {
+	t.Helper()
+	st, err := store.New(db, time.Now)
 	require.NoError(t, err)
 	c, err := New(Config{Concurrency: 1, StartTimeout: time.Hour, CSRTimeout: time.Hour, CATimeout: time.Hour, DeployTimeout: time.Hour},
 		Deps{Store: st, Log: zap.NewNop(), Now: time.Now})
@@ -135,7 +141,7 @@ func TestPlansOfAChangedPolicyAreComputedInBatches(t *testing.T) {
 			id := fmt.Sprintf("cert-%04d", i)
 			p, err := tx.EnsurePlan(ctx, &store.Plan{CertificateID: id, PolicyID: "pol-default", CertificateStatus: "ACTIVE", RequestedBy: "anna", CreateTime: start})
 			require.NoError(t, err)
-			require.NoError(t, tx.SavePlanKey(ctx, store.PlanKey{CertificateID: id, AgentID: "agent-1", Version: 1, NotBefore: start, NotAfter: start.Add(90 * 24 * time.Hour)}))
+			require.NoError(t, tx.SavePlanKeys(ctx, []store.PlanKey{{CertificateID: id, AgentID: "agent-1", Version: 1, NotBefore: start, NotAfter: start.Add(90 * 24 * time.Hour)}}))
 			require.NoError(t, c.refreshPlan(ctx, tx, p))
 		}
 		return nil

@@ -130,7 +130,8 @@ func (c *Core) postpone(ctx context.Context, w *work, late *postponed) error {
 			return err
 		}
 		w.job = j
-		return tx.Bump(ctx, store.Jobs)
+		tx.Changed(store.Jobs)
+		return nil
 	})
 	if err != nil {
 		return err
@@ -183,7 +184,8 @@ func (w *work) change(ctx context.Context, fn func(ctx context.Context, tx *stor
 		if j.Revision == w.job.Revision {
 			return nil
 		}
-		return tx.Bump(ctx, store.Jobs)
+		tx.Changed(store.Jobs)
+		return nil
 	})
 	if err == nil {
 		w.job = after
@@ -224,7 +226,8 @@ func (w *work) gate(ctx context.Context) (passed bool, err error) {
 		if err := w.requireApproval().apply(ctx, tx, j); err != nil {
 			return err
 		}
-		return w.auditJob(ctx, tx, j, "job.approval.requested", note{})
+		w.auditJob(ctx, tx, j, "job.approval.requested", note{})
+		return nil
 	})
 }
 
@@ -584,7 +587,8 @@ func (c *Core) afterFailure(ctx context.Context, tx *store.Tx, j *store.Job, k *
 	if err := c.tryAgain().apply(ctx, tx, j); err != nil {
 		return err
 	}
-	return c.auditJob(ctx, tx, j, "job.retried", note{})
+	c.auditJob(ctx, tx, j, "job.retried", note{})
+	return nil
 }
 
 // cancelTask takes back a task of a job that has ended.

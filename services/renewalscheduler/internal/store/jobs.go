@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/certctl/certctl/pkg/lease"
+	"github.com/certctl/certctl/pkg/search"
 )
 
 const jobColumns = `id, type, state, certificate_id, target_id, retry_of, attempt, max_attempts, error_reason, error_message, requested_by, askers,
@@ -51,6 +51,19 @@ func (t *Tx) LockJob(ctx context.Context, id string) (*Job, error) {
 // OpenJob reads the open ISSUE or RENEW job of a certificate; ErrNotFound.
 func (q Queries) OpenJob(ctx context.Context, certificateID string) (*Job, error) {
 	return one(q.selectJobs(ctx, `certificate_id = $1 AND type IN ('ISSUE', 'RENEW') AND end_time IS NULL`, certificateID))
+}
+
+// WithOpenJob tells which of the certificates have an open ISSUE or RENEW job.
+func (q Queries) WithOpenJob(ctx context.Context, certificateIDs []string) ([]string, error) {
+	rows, err := q.db.Query(ctx, `SELECT certificate_id FROM jobs WHERE certificate_id = ANY($1) AND type IN ('ISSUE', 'RENEW') AND end_time IS NULL`, certificateIDs)
+	if err != nil {
+		return nil, fmt.Errorf("look for open jobs: %w", err)
+	}
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("look for open jobs: %w", err)
+	}
+	return ids, nil
 }
 
 // LastJob reads the newest final ISSUE or RENEW job of a certificate; ErrNotFound.
@@ -153,82 +166,84 @@ type JobFilter struct {
 	TargetID      string
 }
 
-func (f JobFilter) where() (string, []any) {
-	parts := []string{"TRUE"}
-	var args []any
-	add := func(format string, v any) {
-		args = append(args, v)
-		parts = append(parts, fmt.Sprintf(format, len(args)))
-	}
-	if len(f.States) > 0 {
-		add("state = ANY($%d::text[])", f.States)
-	}
-	if len(f.Types) > 0 {
-		add("type = ANY($%d::text[])", f.Types)
-	}
-	if f.CertificateID != "" {
-		add("certificate_id = $%d", f.CertificateID)
-	}
-	if f.TargetID != "" {
-		add("target_id = $%d", f.TargetID)
-	}
+func (f JobFilter) filter() search.Filter {
+	var w search.Filter
+	w.Among("state", f.States)
+	w.Among("type", f.Types)
+	w.Equal("certificate_id", f.CertificateID)
+	w.Equal("target_id", f.TargetID)
 	if f.AgentID != "" {
-		add("id IN (SELECT job_id FROM job_keys WHERE agent_id = $%d)", f.AgentID)
+		w.Few("id IN (SELECT job_id FROM job_keys WHERE agent_id = ?)", f.AgentID)
 	}
-	return strings.Join(parts, " AND "), args
+	return w
+}
+
+func jobTable() search.Table {
+	return search.Table{
+		Columns: jobColumns, From: "jobs j", Few: []string{"certificate_id", "target_id"},
+		Leads: map[string][]string{"create_time": {"certificate_id", "target_id", "state", "type"}},
+	}
 }
 
 // ListJobs reads Size+1 jobs, and their number when Total asks for it.
 func (q Queries) ListJobs(ctx context.Context, f JobFilter, l List) ([]*Job, int, error) {
-	filter, args := f.where()
+	filter := f.filter()
 	total := 0
 	if l.Total {
-		if err := q.db.QueryRow(ctx, `SELECT count(*) FROM jobs WHERE `+filter, args...).Scan(&total); err != nil {
+		if err := q.db.QueryRow(ctx, `SELECT count(*) FROM jobs WHERE `+filter.SQL(), filter.Args()...).Scan(&total); err != nil {
 			return nil, 0, fmt.Errorf("count jobs: %w", err)
 		}
 	}
-	after, more, err := l.Order.After(l.After, len(args)+1)
+	out, err := search.Find(ctx, q.db, search.Search{Table: jobTable(), Filter: filter, Order: l.Order, After: l.After, Limit: l.Size + 1}, scanJob)
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, fmt.Errorf("read jobs: %w", err)
 	}
-	args = append(args, more...)
-	where := fmt.Sprintf("%s AND %s ORDER BY %s LIMIT $%d", filter, after, l.Order.SQL(), len(args)+1)
-	out, err := q.selectJobs(ctx, where, append(args, l.Size+1)...)
-	return out, total, err
+	return out, total, nil
 }
 
-// CountJobs counts jobs by state.
-func (q Queries) CountJobs(ctx context.Context) (map[string]int, error) {
-	rows, err := q.db.Query(ctx, `SELECT state, count(*)::integer FROM jobs GROUP BY state`)
+// JobCounts are numbers of rows.
+type JobCounts struct {
+	// ByState has no state that no job has.
+	ByState map[string]int
+	// Stuck is what Stuck counts.
+	Stuck int
+}
+
+// CountJobs counts jobs by state, and what is stuck since before a time, in one statement.
+func (q Queries) CountJobs(ctx context.Context, before time.Time) (JobCounts, error) {
+	rows, err := q.db.Query(ctx, `SELECT state, count(*)::integer FROM jobs GROUP BY state UNION ALL SELECT '', `+stuck+`::integer`, before)
 	if err != nil {
-		return nil, fmt.Errorf("count jobs: %w", err)
+		return JobCounts{}, fmt.Errorf("count jobs: %w", err)
 	}
-	type count struct {
-		State string
-		N     int
-	}
-	counts, err := pgx.CollectRows(rows, pgx.RowToStructByPos[count])
+	out := JobCounts{ByState: map[string]int{}}
+	var state string
+	var n int
+	_, err = pgx.ForEachRow(rows, []any{&state, &n}, func() error {
+		if state == "" {
+			out.Stuck = n
+		} else {
+			out.ByState[state] = n
+		}
+		return nil
+	})
 	if err != nil {
-		return nil, fmt.Errorf("count jobs: %w", err)
-	}
-	out := make(map[string]int, len(counts))
-	for _, c := range counts {
-		out[c.State] = c.N
+		return JobCounts{}, fmt.Errorf("count jobs: %w", err)
 	}
 	return out, nil
 }
+
+// stuck counts what Stuck does, for the time $1.
+const stuck = `((SELECT count(*) FROM jobs WHERE end_time IS NULL AND (due_time IS NULL OR deadline_time IS NULL OR deadline_time < $1
+   OR (state <> 'AWAITING_APPROVAL' AND due_time < $1 AND (lease_until IS NULL OR lease_until < $1))))
+ + (SELECT count(*) FROM plans p WHERE state = 'WORKING' AND NOT EXISTS (
+   SELECT 1 FROM jobs WHERE certificate_id = p.id AND type IN ('ISSUE', 'RENEW') AND end_time IS NULL))
+ + (SELECT count(*) FROM plans WHERE state IN ('SCHEDULED', 'RETRYING') AND due_time < $1))`
 
 // Stuck counts what nothing will ever move: open jobs that nobody works on, long after they were due or dead, plans that
 // wait for a job that is not open, and plans long overdue.
 func (q Queries) Stuck(ctx context.Context, before time.Time) (int, error) {
 	n := 0
-	err := q.db.QueryRow(ctx, `SELECT
- (SELECT count(*) FROM jobs WHERE end_time IS NULL AND (due_time IS NULL OR deadline_time IS NULL OR deadline_time < $1
-   OR (state <> 'AWAITING_APPROVAL' AND due_time < $1 AND (lease_until IS NULL OR lease_until < $1))))
- + (SELECT count(*) FROM plans p WHERE state = 'WORKING' AND NOT EXISTS (
-   SELECT 1 FROM jobs WHERE certificate_id = p.id AND type IN ('ISSUE', 'RENEW') AND end_time IS NULL))
- + (SELECT count(*) FROM plans WHERE state IN ('SCHEDULED', 'RETRYING') AND due_time < $1)`, before).Scan(&n)
-	if err != nil {
+	if err := q.db.QueryRow(ctx, `SELECT `+stuck, before).Scan(&n); err != nil {
 		return 0, fmt.Errorf("count stuck rows: %w", err)
 	}
 	return n, nil

@@ -72,6 +72,19 @@ func (q Queries) KeyByOrder(ctx context.Context, orderID string) (*Key, error) {
 	return one(q.keys(ctx, `order_id = $1`, orderID))
 }
 
+// OrdersWithKey tells which of the orders are for keys of jobs.
+func (q Queries) OrdersWithKey(ctx context.Context, orderIDs []string) ([]string, error) {
+	rows, err := q.db.Query(ctx, `SELECT order_id FROM job_keys WHERE order_id = ANY($1)`, orderIDs)
+	if err != nil {
+		return nil, fmt.Errorf("look for keys of orders: %w", err)
+	}
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("look for keys of orders: %w", err)
+	}
+	return ids, nil
+}
+
 // AddKeys adds keys to a job; those that it has stay as they are.
 func (t *Tx) AddKeys(ctx context.Context, keys ...*Key) error {
 	for _, k := range keys {

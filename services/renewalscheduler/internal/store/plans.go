@@ -54,18 +54,54 @@ func (t *Tx) EnsurePlan(ctx context.Context, p *Plan) (*Plan, error) {
 	return t.LockPlan(ctx, p.CertificateID)
 }
 
-// SavePlan stores a locked plan and gives back its lease.
-func (t *Tx) SavePlan(ctx context.Context, p *Plan) error {
-	_, err := t.tx.Exec(ctx, `UPDATE plans SET state = $2, policy_id = $3, policy_revision = $4, certificate_status = $5, renew_at = $6, not_after = $7,
- rule = $8, freeze_reason = $9, frozen_until = $10, failures = $11, retry_time = $12, reopen = $13, update_time = $14, due_time = $15,
- subject = $16, subject_by = $17, reissue = $18,
- attempts = 0, lease_id = NULL, lease_until = NULL WHERE id = $1`,
-		p.CertificateID, p.State, p.PolicyID, p.PolicyRevision, p.CertificateStatus, sqlTime(p.RenewAt), sqlTime(p.NotAfter), p.Rule, p.FreezeReason,
-		sqlTime(p.FrozenUntil), p.Failures, sqlTime(p.RetryTime), p.Reopen, p.UpdateTime, sqlTime(p.DueTime), p.Subject, p.SubjectBy, p.Reissue)
+// LockPlans is LockPlan of many, in the order of their ids. Those that are not there are left out.
+func (t *Tx) LockPlans(ctx context.Context, certificateIDs []string) ([]*Plan, error) {
+	return t.plans(ctx, `id = ANY($1) ORDER BY id FOR UPDATE`, certificateIDs)
+}
+
+// SavePlans stores locked plans and gives back their leases.
+func (t *Tx) SavePlans(ctx context.Context, plans []*Plan) error {
+	var c planColumnar
+	for _, p := range plans {
+		c.add(p)
+	}
+	_, err := t.tx.Exec(ctx, `UPDATE plans p SET state = e.state, policy_id = e.policy_id, policy_revision = e.policy_revision,
+ certificate_status = e.certificate_status, renew_at = e.renew_at, not_after = e.not_after, rule = e.rule, freeze_reason = e.freeze_reason,
+ frozen_until = e.frozen_until, failures = e.failures, retry_time = e.retry_time, reopen = e.reopen, update_time = e.update_time,
+ due_time = e.due_time, subject = e.subject, subject_by = e.subject_by, reissue = e.reissue, attempts = 0, lease_id = NULL, lease_until = NULL
+ FROM unnest($1::text[], $2::text[], $3::text[], $4::integer[], $5::text[], $6::timestamptz[], $7::timestamptz[], $8::text[], $9::text[],
+  $10::timestamptz[], $11::integer[], $12::timestamptz[], $13::boolean[], $14::timestamptz[], $15::timestamptz[], $16::text[], $17::text[], $18::text[])
+  AS e (id, state, policy_id, policy_revision, certificate_status, renew_at, not_after, rule, freeze_reason, frozen_until, failures, retry_time,
+  reopen, update_time, due_time, subject, subject_by, reissue) WHERE p.id = e.id`,
+		c.ids, c.states, c.policies, c.policyRevisions, c.statuses, c.renewAt, c.notAfter, c.rules, c.freezes, c.frozenUntil, c.failures, c.retries,
+		c.reopen, c.updated, c.due, c.subjects, c.subjectBy, c.reissues)
 	if err != nil {
-		return fmt.Errorf("store plan: %w", err)
+		return fmt.Errorf("store plans: %w", err)
 	}
 	return nil
+}
+
+// SavePlan is SavePlans of one.
+func (t *Tx) SavePlan(ctx context.Context, p *Plan) error { return t.SavePlans(ctx, []*Plan{p}) }
+
+// planColumnar are the arrays of SavePlans.
+type planColumnar struct {
+	ids, states, policies, statuses, rules, freezes, subjects, subjectBy, reissues []string
+	policyRevisions                                                                []int32
+	failures                                                                       []int
+	renewAt, notAfter, frozenUntil, retries, due                                   []*time.Time
+	updated                                                                        []time.Time
+	reopen                                                                         []bool
+}
+
+func (c *planColumnar) add(p *Plan) {
+	c.ids, c.states, c.policies = append(c.ids, p.CertificateID), append(c.states, string(p.State)), append(c.policies, p.PolicyID)
+	c.policyRevisions, c.statuses = append(c.policyRevisions, p.PolicyRevision), append(c.statuses, p.CertificateStatus)
+	c.renewAt, c.notAfter, c.rules = append(c.renewAt, sqlTime(p.RenewAt)), append(c.notAfter, sqlTime(p.NotAfter)), append(c.rules, p.Rule)
+	c.freezes, c.frozenUntil = append(c.freezes, p.FreezeReason), append(c.frozenUntil, sqlTime(p.FrozenUntil))
+	c.failures, c.retries, c.reopen = append(c.failures, p.Failures), append(c.retries, sqlTime(p.RetryTime)), append(c.reopen, p.Reopen)
+	c.updated, c.due = append(c.updated, p.UpdateTime), append(c.due, sqlTime(p.DueTime))
+	c.subjects, c.subjectBy, c.reissues = append(c.subjects, p.Subject), append(c.subjectBy, p.SubjectBy), append(c.reissues, p.Reissue)
 }
 
 // StalePlans locks at most limit plans that were made with another revision of the policy. Plans that others work on are
@@ -102,25 +138,43 @@ func (q Queries) StalePolicies(ctx context.Context) ([]string, error) {
 
 // PlanKeys reads the versions that a plan is made from.
 func (q Queries) PlanKeys(ctx context.Context, certificateID string) ([]PlanKey, error) {
+	all, err := q.PlanKeysOf(ctx, []string{certificateID})
+	return all[certificateID], err
+}
+
+// PlanKeysOf is PlanKeys of many, by certificate.
+func (q Queries) PlanKeysOf(ctx context.Context, certificateIDs []string) (map[string][]PlanKey, error) {
 	rows, err := q.db.Query(ctx, `SELECT certificate_id, agent_id, version, not_before, not_after FROM plan_keys
- WHERE certificate_id = $1 ORDER BY agent_id`, certificateID)
+ WHERE certificate_id = ANY($1) ORDER BY certificate_id, agent_id`, certificateIDs)
 	if err != nil {
 		return nil, fmt.Errorf("read plan keys: %w", err)
 	}
-	out, err := pgx.CollectRows(rows, pgx.RowToStructByPos[PlanKey])
+	keys, err := pgx.CollectRows(rows, pgx.RowToStructByPos[PlanKey])
 	if err != nil {
 		return nil, fmt.Errorf("read plan keys: %w", err)
+	}
+	out := make(map[string][]PlanKey, len(certificateIDs))
+	for _, k := range keys {
+		out[k.CertificateID] = append(out[k.CertificateID], k)
 	}
 	return out, nil
 }
 
-// SavePlanKey stores the newest version for a key; an older one than is known is left out.
-func (t *Tx) SavePlanKey(ctx context.Context, k PlanKey) error {
-	_, err := t.tx.Exec(ctx, `INSERT INTO plan_keys AS k (certificate_id, agent_id, version, not_before, not_after) VALUES ($1, $2, $3, $4, $5)
+// SavePlanKeys stores the newest versions for keys, no two for one key; an older one than is known is left out.
+func (t *Tx) SavePlanKeys(ctx context.Context, keys []PlanKey) error {
+	var certificates, agents []string
+	var versions []int32
+	var begins, ends []time.Time
+	for _, k := range keys {
+		certificates, agents, versions = append(certificates, k.CertificateID), append(agents, k.AgentID), append(versions, k.Version)
+		begins, ends = append(begins, k.NotBefore), append(ends, k.NotAfter)
+	}
+	_, err := t.tx.Exec(ctx, `INSERT INTO plan_keys AS k (certificate_id, agent_id, version, not_before, not_after)
+SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::timestamptz[], $5::timestamptz[])
  ON CONFLICT (certificate_id, agent_id) DO UPDATE SET version = excluded.version, not_before = excluded.not_before, not_after = excluded.not_after
- WHERE k.version < excluded.version`, k.CertificateID, k.AgentID, k.Version, k.NotBefore, k.NotAfter)
+ WHERE k.version < excluded.version`, certificates, agents, versions, begins, ends)
 	if err != nil {
-		return fmt.Errorf("store plan key: %w", err)
+		return fmt.Errorf("store plan keys: %w", err)
 	}
 	return nil
 }

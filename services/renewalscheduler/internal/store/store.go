@@ -2,6 +2,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"embed"
 	"errors"
@@ -17,6 +18,7 @@ import (
 	"github.com/certctl/certctl/pkg/outbox"
 	"github.com/certctl/certctl/pkg/pg"
 	"github.com/certctl/certctl/pkg/revision"
+	"github.com/certctl/certctl/pkg/rpcctx"
 )
 
 //go:embed migrations/*.sql
@@ -57,10 +59,12 @@ type Store struct {
 	jobs, scheduled, retrying, cancellations *lease.Table
 }
 
-// Tx is a transaction.
+// Tx is a transaction. The events and the revisions of a change are gathered and written at its end.
 type Tx struct {
 	Queries
-	tx pgx.Tx
+	tx          pgx.Tx
+	events      []outbox.Event
+	collections []string
 }
 
 // New makes a store; now is the clock that rows become due by, nil is the database's.
@@ -102,11 +106,30 @@ func (s *Store) Cancellations() *lease.Table { return s.cancellations }
 
 // Tx runs fn in a transaction; fn may run again and has no effects outside.
 func (s *Store) Tx(ctx context.Context, fn func(ctx context.Context, tx *Tx) error) error {
-	return s.db.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error { return fn(ctx, In(tx)) })
+	return s.db.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error { return In(ctx, tx, fn) })
 }
 
-// In wraps a transaction that somebody else has begun.
-func In(tx pgx.Tx) *Tx { return &Tx{Queries: Queries{db: tx}, tx: tx} }
+// In runs fn in a transaction that somebody else has begun.
+func In(ctx context.Context, tx pgx.Tx, fn func(ctx context.Context, tx *Tx) error) error {
+	t := &Tx{Queries: Queries{db: tx}, tx: tx}
+	if err := fn(ctx, t); err != nil {
+		return err
+	}
+	return t.finish(ctx)
+}
+
+// finish writes what was gathered. Revisions come last: their rows are shared by all writers.
+func (t *Tx) finish(ctx context.Context) error {
+	if len(t.events) > 0 {
+		if err := outbox.Add(ctx, t.tx, t.events...); err != nil {
+			return err
+		}
+	}
+	if len(t.collections) == 0 {
+		return nil
+	}
+	return revision.Bump(ctx, t.tx, t.collections...)
+}
 
 // Change is one mutation by a caller; see mutation.Change.
 type Change[T proto.Message] struct {
@@ -120,7 +143,13 @@ type Change[T proto.Message] struct {
 func Do[T proto.Message](ctx context.Context, s *Store, c Change[T]) (T, error) {
 	return mutation.Do(ctx, s.db, mutation.Change[T]{
 		Request: c.Request, Prepare: c.Prepare, Empty: c.Empty,
-		Apply: func(ctx context.Context, tx pgx.Tx) (T, error) { return c.Apply(ctx, In(tx)) },
+		Apply: func(ctx context.Context, tx pgx.Tx) (answer T, err error) {
+			err = In(ctx, tx, func(ctx context.Context, tx *Tx) error {
+				answer, err = c.Apply(ctx, tx)
+				return err
+			})
+			return answer, err
+		},
 	})
 }
 
@@ -129,14 +158,12 @@ func (s *Store) PruneIdempotencyKeys(ctx context.Context) (int, error) {
 	return mutation.Prune(ctx, s.db.Pool)
 }
 
-// Emit stores events that leave with the transaction.
-func (t *Tx) Emit(ctx context.Context, events ...outbox.Event) error {
+// Emit writes events with the transaction. They are of the request in ctx.
+func (t *Tx) Emit(ctx context.Context, events ...outbox.Event) {
 	for _, e := range events {
-		if err := outbox.Add(ctx, t.tx, e); err != nil {
-			return err
-		}
+		e.RequestID = cmp.Or(e.RequestID, rpcctx.RequestID(ctx))
+		t.events = append(t.events, e)
 	}
-	return nil
 }
 
 // Once tells whether the event is seen for the first time.
@@ -144,10 +171,8 @@ func (t *Tx) Once(ctx context.Context, eventID string) (bool, error) {
 	return outbox.Once(ctx, t.tx, eventID)
 }
 
-// Bump raises the revisions of collections; last in the transaction.
-func (t *Tx) Bump(ctx context.Context, collections ...string) error {
-	return revision.Bump(ctx, t.tx, collections...)
-}
+// Changed raises the revisions of collections with the transaction.
+func (t *Tx) Changed(collections ...string) { t.collections = append(t.collections, collections...) }
 
 // HoldLease locks a claimed row of a queue for the rest of the transaction; lease.ErrLost when it is another's now.
 func (t *Tx) HoldLease(ctx context.Context, q *lease.Table, l lease.Lease) error {

@@ -136,9 +136,9 @@ SELECT 'cert-over-' || n, 'ENDED', 'pol-default', 1, 'ARCHIVED', 'anna', now(), 
 	require.Equal(t, []string{"pol-default"}, stale)
 	_, err = q.Stuck(t.Context(), time.Now().Add(-time.Hour))
 	require.NoError(t, err)
-	counts, err := q.CountJobs(t.Context())
+	counts, err := q.CountJobs(t.Context(), time.Now().Add(-time.Hour))
 	require.NoError(t, err)
-	require.Equal(t, 200, counts["AWAITING_CSR"])
+	require.Equal(t, 200, counts.ByState["AWAITING_CSR"])
 
 	for _, plan := range e.plans {
 		require.NotContains(t, plan, "Seq Scan on plans", "a certificate each is too many for this")

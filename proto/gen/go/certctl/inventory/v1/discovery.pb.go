@@ -482,7 +482,9 @@ type GetSummaryResponse struct {
 	CertificatesExpiring_7D  int32 `protobuf:"varint,5,opt,name=certificates_expiring_7d,json=certificatesExpiring7d,proto3" json:"certificates_expiring_7d,omitempty"`
 	CertificatesExpiring_30D int32 `protobuf:"varint,6,opt,name=certificates_expiring_30d,json=certificatesExpiring30d,proto3" json:"certificates_expiring_30d,omitempty"`
 	// Rows that are neither final nor due and have no owner: must be 0.
-	Stuck         int32 `protobuf:"varint,7,opt,name=stuck,proto3" json:"stuck,omitempty"`
+	Stuck int32 `protobuf:"varint,7,opt,name=stuck,proto3" json:"stuck,omitempty"`
+	// When counting began, of what was counted first.
+	CountTime     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=count_time,json=countTime,proto3" json:"count_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -566,6 +568,13 @@ func (x *GetSummaryResponse) GetStuck() int32 {
 	return 0
 }
 
+func (x *GetSummaryResponse) GetCountTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CountTime
+	}
+	return nil
+}
+
 var File_certctl_inventory_v1_discovery_proto protoreflect.FileDescriptor
 
 const file_certctl_inventory_v1_discovery_proto_rawDesc = "" +
@@ -610,7 +619,7 @@ const file_certctl_inventory_v1_discovery_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x02id\"\x86\x01\n" +
 	" GetDiscoveredCertificateResponse\x12b\n" +
 	"\x16discovered_certificate\x18\x01 \x01(\v2+.certctl.inventory.v1.DiscoveredCertificateR\x15discoveredCertificate\"\x13\n" +
-	"\x11GetSummaryRequest\"\xe8\x05\n" +
+	"\x11GetSummaryRequest\"\xa3\x06\n" +
 	"\x12GetSummaryResponse\x12^\n" +
 	"\fcertificates\x18\x01 \x03(\v2:.certctl.inventory.v1.GetSummaryResponse.CertificatesEntryR\fcertificates\x12L\n" +
 	"\x06agents\x18\x02 \x03(\v24.certctl.inventory.v1.GetSummaryResponse.AgentsEntryR\x06agents\x12[\n" +
@@ -618,7 +627,9 @@ const file_certctl_inventory_v1_discovery_proto_rawDesc = "" +
 	"\x04jobs\x18\x04 \x03(\v22.certctl.inventory.v1.GetSummaryResponse.JobsEntryR\x04jobs\x128\n" +
 	"\x18certificates_expiring_7d\x18\x05 \x01(\x05R\x16certificatesExpiring7d\x12:\n" +
 	"\x19certificates_expiring_30d\x18\x06 \x01(\x05R\x17certificatesExpiring30d\x12\x14\n" +
-	"\x05stuck\x18\a \x01(\x05R\x05stuck\x1a?\n" +
+	"\x05stuck\x18\a \x01(\x05R\x05stuck\x129\n" +
+	"\n" +
+	"count_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tcountTime\x1a?\n" +
 	"\x11CertificatesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\x1a9\n" +
@@ -681,17 +692,18 @@ var file_certctl_inventory_v1_discovery_proto_depIdxs = []int32{
 	9,  // 9: certctl.inventory.v1.GetSummaryResponse.agents:type_name -> certctl.inventory.v1.GetSummaryResponse.AgentsEntry
 	10, // 10: certctl.inventory.v1.GetSummaryResponse.deployments:type_name -> certctl.inventory.v1.GetSummaryResponse.DeploymentsEntry
 	11, // 11: certctl.inventory.v1.GetSummaryResponse.jobs:type_name -> certctl.inventory.v1.GetSummaryResponse.JobsEntry
-	2,  // 12: certctl.inventory.v1.DiscoveryService.ListDiscoveredCertificates:input_type -> certctl.inventory.v1.ListDiscoveredCertificatesRequest
-	4,  // 13: certctl.inventory.v1.DiscoveryService.GetDiscoveredCertificate:input_type -> certctl.inventory.v1.GetDiscoveredCertificateRequest
-	6,  // 14: certctl.inventory.v1.StatsService.GetSummary:input_type -> certctl.inventory.v1.GetSummaryRequest
-	3,  // 15: certctl.inventory.v1.DiscoveryService.ListDiscoveredCertificates:output_type -> certctl.inventory.v1.ListDiscoveredCertificatesResponse
-	5,  // 16: certctl.inventory.v1.DiscoveryService.GetDiscoveredCertificate:output_type -> certctl.inventory.v1.GetDiscoveredCertificateResponse
-	7,  // 17: certctl.inventory.v1.StatsService.GetSummary:output_type -> certctl.inventory.v1.GetSummaryResponse
-	15, // [15:18] is the sub-list for method output_type
-	12, // [12:15] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	12, // 12: certctl.inventory.v1.GetSummaryResponse.count_time:type_name -> google.protobuf.Timestamp
+	2,  // 13: certctl.inventory.v1.DiscoveryService.ListDiscoveredCertificates:input_type -> certctl.inventory.v1.ListDiscoveredCertificatesRequest
+	4,  // 14: certctl.inventory.v1.DiscoveryService.GetDiscoveredCertificate:input_type -> certctl.inventory.v1.GetDiscoveredCertificateRequest
+	6,  // 15: certctl.inventory.v1.StatsService.GetSummary:input_type -> certctl.inventory.v1.GetSummaryRequest
+	3,  // 16: certctl.inventory.v1.DiscoveryService.ListDiscoveredCertificates:output_type -> certctl.inventory.v1.ListDiscoveredCertificatesResponse
+	5,  // 17: certctl.inventory.v1.DiscoveryService.GetDiscoveredCertificate:output_type -> certctl.inventory.v1.GetDiscoveredCertificateResponse
+	7,  // 18: certctl.inventory.v1.StatsService.GetSummary:output_type -> certctl.inventory.v1.GetSummaryResponse
+	16, // [16:19] is the sub-list for method output_type
+	13, // [13:16] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_certctl_inventory_v1_discovery_proto_init() }

@@ -1965,9 +1965,11 @@ func (*CountJobsRequest) Descriptor() ([]byte, []int) {
 }
 
 type CountJobsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Jobs          map[string]int32       `protobuf:"bytes,1,rep,name=jobs,proto3" json:"jobs,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
-	Stuck         int32                  `protobuf:"varint,2,opt,name=stuck,proto3" json:"stuck,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Jobs  map[string]int32       `protobuf:"bytes,1,rep,name=jobs,proto3" json:"jobs,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Stuck int32                  `protobuf:"varint,2,opt,name=stuck,proto3" json:"stuck,omitempty"`
+	// When counting began.
+	CountTime     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=count_time,json=countTime,proto3" json:"count_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2014,6 +2016,13 @@ func (x *CountJobsResponse) GetStuck() int32 {
 		return x.Stuck
 	}
 	return 0
+}
+
+func (x *CountJobsResponse) GetCountTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CountTime
+	}
+	return nil
 }
 
 var File_certctl_renewalscheduler_v1_job_proto protoreflect.FileDescriptor
@@ -2180,10 +2189,12 @@ const file_certctl_renewalscheduler_v1_job_proto_rawDesc = "" +
 	"\rPolicySummary\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"\x12\n" +
-	"\x10CountJobsRequest\"\xb0\x01\n" +
+	"\x10CountJobsRequest\"\xeb\x01\n" +
 	"\x11CountJobsResponse\x12L\n" +
 	"\x04jobs\x18\x01 \x03(\v28.certctl.renewalscheduler.v1.CountJobsResponse.JobsEntryR\x04jobs\x12\x14\n" +
-	"\x05stuck\x18\x02 \x01(\x05R\x05stuck\x1a7\n" +
+	"\x05stuck\x18\x02 \x01(\x05R\x05stuck\x129\n" +
+	"\n" +
+	"count_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tcountTime\x1a7\n" +
 	"\tJobsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x012\xcf\f\n" +
@@ -2289,35 +2300,36 @@ var file_certctl_renewalscheduler_v1_job_proto_depIdxs = []int32{
 	34, // 28: certctl.renewalscheduler.v1.NextStep.time:type_name -> google.protobuf.Timestamp
 	30, // 29: certctl.renewalscheduler.v1.BatchGetPoliciesResponse.policies:type_name -> certctl.renewalscheduler.v1.PolicySummary
 	33, // 30: certctl.renewalscheduler.v1.CountJobsResponse.jobs:type_name -> certctl.renewalscheduler.v1.CountJobsResponse.JobsEntry
-	5,  // 31: certctl.renewalscheduler.v1.JobService.ListJobs:input_type -> certctl.renewalscheduler.v1.ListJobsRequest
-	7,  // 32: certctl.renewalscheduler.v1.JobService.GetJob:input_type -> certctl.renewalscheduler.v1.GetJobRequest
-	9,  // 33: certctl.renewalscheduler.v1.JobService.CancelJob:input_type -> certctl.renewalscheduler.v1.CancelJobRequest
-	11, // 34: certctl.renewalscheduler.v1.JobService.RetryJob:input_type -> certctl.renewalscheduler.v1.RetryJobRequest
-	13, // 35: certctl.renewalscheduler.v1.JobService.ApproveJob:input_type -> certctl.renewalscheduler.v1.ApproveJobRequest
-	15, // 36: certctl.renewalscheduler.v1.JobService.RejectJob:input_type -> certctl.renewalscheduler.v1.RejectJobRequest
-	17, // 37: certctl.renewalscheduler.v1.JobService.RenewCertificate:input_type -> certctl.renewalscheduler.v1.RenewCertificateRequest
-	19, // 38: certctl.renewalscheduler.v1.JobService.SubmitCsr:input_type -> certctl.renewalscheduler.v1.SubmitCsrRequest
-	21, // 39: certctl.renewalscheduler.v1.JobService.DeployCertificate:input_type -> certctl.renewalscheduler.v1.DeployCertificateRequest
-	23, // 40: certctl.renewalscheduler.v1.JobService.ExplainCertificate:input_type -> certctl.renewalscheduler.v1.ExplainCertificateRequest
-	28, // 41: certctl.renewalscheduler.v1.SchedulerInternalService.BatchGetPolicies:input_type -> certctl.renewalscheduler.v1.BatchGetPoliciesRequest
-	31, // 42: certctl.renewalscheduler.v1.SchedulerInternalService.CountJobs:input_type -> certctl.renewalscheduler.v1.CountJobsRequest
-	6,  // 43: certctl.renewalscheduler.v1.JobService.ListJobs:output_type -> certctl.renewalscheduler.v1.ListJobsResponse
-	8,  // 44: certctl.renewalscheduler.v1.JobService.GetJob:output_type -> certctl.renewalscheduler.v1.GetJobResponse
-	10, // 45: certctl.renewalscheduler.v1.JobService.CancelJob:output_type -> certctl.renewalscheduler.v1.CancelJobResponse
-	12, // 46: certctl.renewalscheduler.v1.JobService.RetryJob:output_type -> certctl.renewalscheduler.v1.RetryJobResponse
-	14, // 47: certctl.renewalscheduler.v1.JobService.ApproveJob:output_type -> certctl.renewalscheduler.v1.ApproveJobResponse
-	16, // 48: certctl.renewalscheduler.v1.JobService.RejectJob:output_type -> certctl.renewalscheduler.v1.RejectJobResponse
-	18, // 49: certctl.renewalscheduler.v1.JobService.RenewCertificate:output_type -> certctl.renewalscheduler.v1.RenewCertificateResponse
-	20, // 50: certctl.renewalscheduler.v1.JobService.SubmitCsr:output_type -> certctl.renewalscheduler.v1.SubmitCsrResponse
-	22, // 51: certctl.renewalscheduler.v1.JobService.DeployCertificate:output_type -> certctl.renewalscheduler.v1.DeployCertificateResponse
-	24, // 52: certctl.renewalscheduler.v1.JobService.ExplainCertificate:output_type -> certctl.renewalscheduler.v1.ExplainCertificateResponse
-	29, // 53: certctl.renewalscheduler.v1.SchedulerInternalService.BatchGetPolicies:output_type -> certctl.renewalscheduler.v1.BatchGetPoliciesResponse
-	32, // 54: certctl.renewalscheduler.v1.SchedulerInternalService.CountJobs:output_type -> certctl.renewalscheduler.v1.CountJobsResponse
-	43, // [43:55] is the sub-list for method output_type
-	31, // [31:43] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	34, // 31: certctl.renewalscheduler.v1.CountJobsResponse.count_time:type_name -> google.protobuf.Timestamp
+	5,  // 32: certctl.renewalscheduler.v1.JobService.ListJobs:input_type -> certctl.renewalscheduler.v1.ListJobsRequest
+	7,  // 33: certctl.renewalscheduler.v1.JobService.GetJob:input_type -> certctl.renewalscheduler.v1.GetJobRequest
+	9,  // 34: certctl.renewalscheduler.v1.JobService.CancelJob:input_type -> certctl.renewalscheduler.v1.CancelJobRequest
+	11, // 35: certctl.renewalscheduler.v1.JobService.RetryJob:input_type -> certctl.renewalscheduler.v1.RetryJobRequest
+	13, // 36: certctl.renewalscheduler.v1.JobService.ApproveJob:input_type -> certctl.renewalscheduler.v1.ApproveJobRequest
+	15, // 37: certctl.renewalscheduler.v1.JobService.RejectJob:input_type -> certctl.renewalscheduler.v1.RejectJobRequest
+	17, // 38: certctl.renewalscheduler.v1.JobService.RenewCertificate:input_type -> certctl.renewalscheduler.v1.RenewCertificateRequest
+	19, // 39: certctl.renewalscheduler.v1.JobService.SubmitCsr:input_type -> certctl.renewalscheduler.v1.SubmitCsrRequest
+	21, // 40: certctl.renewalscheduler.v1.JobService.DeployCertificate:input_type -> certctl.renewalscheduler.v1.DeployCertificateRequest
+	23, // 41: certctl.renewalscheduler.v1.JobService.ExplainCertificate:input_type -> certctl.renewalscheduler.v1.ExplainCertificateRequest
+	28, // 42: certctl.renewalscheduler.v1.SchedulerInternalService.BatchGetPolicies:input_type -> certctl.renewalscheduler.v1.BatchGetPoliciesRequest
+	31, // 43: certctl.renewalscheduler.v1.SchedulerInternalService.CountJobs:input_type -> certctl.renewalscheduler.v1.CountJobsRequest
+	6,  // 44: certctl.renewalscheduler.v1.JobService.ListJobs:output_type -> certctl.renewalscheduler.v1.ListJobsResponse
+	8,  // 45: certctl.renewalscheduler.v1.JobService.GetJob:output_type -> certctl.renewalscheduler.v1.GetJobResponse
+	10, // 46: certctl.renewalscheduler.v1.JobService.CancelJob:output_type -> certctl.renewalscheduler.v1.CancelJobResponse
+	12, // 47: certctl.renewalscheduler.v1.JobService.RetryJob:output_type -> certctl.renewalscheduler.v1.RetryJobResponse
+	14, // 48: certctl.renewalscheduler.v1.JobService.ApproveJob:output_type -> certctl.renewalscheduler.v1.ApproveJobResponse
+	16, // 49: certctl.renewalscheduler.v1.JobService.RejectJob:output_type -> certctl.renewalscheduler.v1.RejectJobResponse
+	18, // 50: certctl.renewalscheduler.v1.JobService.RenewCertificate:output_type -> certctl.renewalscheduler.v1.RenewCertificateResponse
+	20, // 51: certctl.renewalscheduler.v1.JobService.SubmitCsr:output_type -> certctl.renewalscheduler.v1.SubmitCsrResponse
+	22, // 52: certctl.renewalscheduler.v1.JobService.DeployCertificate:output_type -> certctl.renewalscheduler.v1.DeployCertificateResponse
+	24, // 53: certctl.renewalscheduler.v1.JobService.ExplainCertificate:output_type -> certctl.renewalscheduler.v1.ExplainCertificateResponse
+	29, // 54: certctl.renewalscheduler.v1.SchedulerInternalService.BatchGetPolicies:output_type -> certctl.renewalscheduler.v1.BatchGetPoliciesResponse
+	32, // 55: certctl.renewalscheduler.v1.SchedulerInternalService.CountJobs:output_type -> certctl.renewalscheduler.v1.CountJobsResponse
+	44, // [44:56] is the sub-list for method output_type
+	32, // [32:44] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_certctl_renewalscheduler_v1_job_proto_init() }
