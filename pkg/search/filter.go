@@ -24,11 +24,12 @@ type condition struct {
 type kind int8
 
 const (
-	other kind = iota
-	equal      // column = value
-	among      // column = ANY(values)
-	bound      // column < value, or >
-	few        // what it names is in few rows
+	other     kind = iota
+	equal          // column = value
+	among          // column = ANY(values)
+	bound          // column < value, or >
+	few            // what it names is in few rows
+	unindexed      // no index finds what meets it
 )
 
 func (f *Filter) add(c condition, arg any) {
@@ -43,6 +44,9 @@ func (f *Filter) Add(sql string, arg any) { f.add(condition{sql: sql}, arg) }
 
 // Few is Add for a condition that an index finds and that few rows meet, whatever the value is.
 func (f *Filter) Few(sql string, arg any) { f.add(condition{sql: sql, kind: few}, arg) }
+
+// Unindexed is Add for a condition that no index finds: to collect what meets it would mean to read all.
+func (f *Filter) Unindexed(sql string, arg any) { f.add(condition{sql: sql, kind: unindexed}, arg) }
 
 // Bound is Add for a bound of a column, which is written as in the Order that it may be the column of.
 func (f *Filter) Bound(column, sql string, arg any) {

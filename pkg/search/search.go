@@ -65,18 +65,21 @@ func Find[T any](ctx context.Context, q Querier, s Search, scan pgx.RowToFunc[T]
 	if err != nil {
 		return nil, err
 	}
+	planned := append([]any{pgx.QueryExecModeCacheDescribe}, p.args...) // with the values: which index is best depends on how many rows have them
+	if p.unindexed && !p.few {
+		return read(ctx, q, scan, p.plain(), planned)
+	}
 	if !p.few {
 		rows, err := read(ctx, q, scan, p.walk(), p.args)
 		if err != nil || len(p.rest) == 0 || len(rows) == s.Limit {
 			return rows, err
 		}
 	}
-	// Planned with the values: which index is best depends on how many rows have them.
-	rows, err := read(ctx, q, scan, p.collect(), append([]any{pgx.QueryExecModeCacheDescribe}, p.args...))
+	rows, err := read(ctx, q, scan, p.collect(), planned)
 	if err != nil || len(rows) <= s.Limit {
 		return rows, err
 	}
-	return read(ctx, q, scan, p.plain(), append([]any{pgx.QueryExecModeCacheDescribe}, p.args...))
+	return read(ctx, q, scan, p.plain(), planned)
 }
 
 // Statements are those that Find may run for the page, and their arguments.
@@ -84,6 +87,9 @@ func (s Search) Statements() (statements []string, args []any, err error) {
 	p, err := s.plan()
 	if err != nil {
 		return nil, nil, err
+	}
+	if p.unindexed && !p.few {
+		return []string{p.plain()}, p.args, nil
 	}
 	if !p.few {
 		statements = append(statements, p.walk())
@@ -108,8 +114,8 @@ type plan struct {
 	// lead are those that an index finds before it is in the order; rest are the others.
 	lead, rest []condition
 	// each is a lead with several values, and then the only condition beside bounds: for each value the index is in the order.
-	each *condition
-	few  bool
+	each           *condition
+	few, unindexed bool
 	// after is the condition of the place; args are all arguments.
 	after string
 	args  []any
@@ -126,6 +132,7 @@ func (s Search) plan() (*plan, error) {
 	_, p.alias, _ = strings.Cut(s.Table.From, " ")
 	leading := s.leading()
 	for i, c := range s.Filter.conditions {
+		p.unindexed = p.unindexed || c.kind == unindexed
 		p.few = p.few || c.kind == few || c.kind == equal && i != leading && slices.Contains(s.Table.Few, c.column)
 		if i == leading || c.kind == bound && c.column == s.Order.Column() {
 			p.lead = append(p.lead, c)

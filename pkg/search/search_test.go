@@ -86,6 +86,7 @@ func cases() map[string]func(f *search.Filter) {
 		"an owner's states":     func(f *search.Filter) { f.Equal("c.owner", "owner-7"); f.Among("c.state", []string{"RARE", "LATE"}) },
 		"what is in few rows":   func(f *search.Filter) { f.Few("c.id IN (SELECT o.id FROM things o WHERE o.owner = ?)", "owner-9") },
 		"a part of a name":      func(f *search.Filter) { f.Add("c.name LIKE ?", "%99%") },
+		"what no index finds":   func(f *search.Filter) { f.Unindexed("c.name LIKE ?", "%9%") },
 		"what ends soon":        func(f *search.Filter) { f.Bound("c.not_after", "COALESCE(c.not_after, 'infinity') < ?", at(20)) },
 		"a state that ends late": func(f *search.Filter) {
 			f.Equal("c.state", "RARE")
@@ -167,6 +168,7 @@ func TestAPageTakesAsManyStatementsAsItMust(t *testing.T) {
 		{"what a stretch of the order has enough of", "name", 1, func(f *search.Filter) { f.Equal("c.state", "LATE") }},
 		{"what is rare and is collected", "name", 2, func(f *search.Filter) { f.Equal("c.state", "RARE") }},
 		{"what is known to be rare", "name", 1, func(f *search.Filter) { f.Few("c.id IN (SELECT o.id FROM things o WHERE o.owner = ?)", "owner-9") }},
+		{"what no index finds", "name", 1, func(f *search.Filter) { f.Unindexed("c.name LIKE ?", "%9%") }},
 		{"what is rare at the beginning and frequent later", "not_after", 3, func(f *search.Filter) { f.Equal("c.state", "LATE") }},
 	} {
 		var f search.Filter

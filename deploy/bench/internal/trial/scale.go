@@ -9,7 +9,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/certctl/certctl/deploy/bench/internal/meter"
 	"github.com/certctl/certctl/deploy/bench/internal/report"
 	"github.com/certctl/certctl/deploy/bench/internal/site"
 	"github.com/certctl/certctl/deploy/bench/internal/web"
@@ -101,9 +100,8 @@ func (b *bench) stopped(ctx context.Context, clients []*web.Client, places *page
 	if err := b.site.Signal(victim, syscall.SIGCONT); err != nil {
 		return err
 	}
-	var after meter.Reading
-	back, err := time.Now(), error(nil)
-	err = b.until(ctx, "the replica that stood still", func() (bool, error) {
+	back := time.Now()
+	err := b.until(ctx, "the replica that stood still", func() (bool, error) {
 		_, err := clients[1].Want(0, places.at(0, 50), "", http.StatusOK)
 		return err == nil, nil
 	})
@@ -111,7 +109,7 @@ func (b *bench) stopped(ctx context.Context, clients []*web.Client, places *page
 		return err
 	}
 	took := time.Since(back)
-	after, err = b.meter().Run(ctx, load.Plan{Rate: 20, Duration: b.For, Workers: b.Workers}, func(_ context.Context, w, k int) error {
+	after, err := b.meter().Run(ctx, load.Plan{Rate: 20, Duration: b.For, Workers: b.Workers}, func(_ context.Context, w, k int) error {
 		_, err := clients[k%len(clients)].Want(w, places.random(), "", http.StatusOK)
 		return err
 	})

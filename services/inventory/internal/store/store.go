@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -292,9 +293,28 @@ type where struct{ search.Filter }
 
 // contains adds a search for a substring, written in any case.
 func (w *where) contains(expression, value string) {
-	if value != "" {
-		w.Add(expression+" LIKE ?", "%"+escapeLike(strings.ToLower(value))+"%")
+	condition, pattern := expression+" LIKE ?", "%"+escapeLike(strings.ToLower(value))+"%"
+	switch {
+	case value == "":
+	case hasTrigram(value):
+		w.Add(condition, pattern)
+	default:
+		w.Unindexed(condition, pattern)
 	}
+}
+
+// hasTrigram tells whether the indexes of pg_trgm can find a text: they have what is three letters or digits in a row.
+func hasTrigram(text string) bool {
+	run := 0
+	for _, r := range text {
+		if run++; !unicode.IsLetter(r) && !unicode.IsDigit(r) {
+			run = 0
+		}
+		if run == 3 {
+			return true
+		}
+	}
+	return false
 }
 
 // labels adds that all pairs are there.
