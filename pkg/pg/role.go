@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -115,7 +116,7 @@ func (m *migrator) alterRole(role string) ([]string, error) {
 	}
 	statements := []string{statement}
 	settings := roleSettings(m.schema.Name)
-	for _, name := range []string{"search_path", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"} {
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
 		statements = append(statements, fmt.Sprintf("ALTER ROLE %s SET %s = '%s'", ident(role), name, settings[name]))
 	}
 	return statements, nil
