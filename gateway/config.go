@@ -54,7 +54,8 @@ type Config struct {
 	RequestTimeout time.Duration
 	// DrainTimeout bounds the stop.
 	DrainTimeout time.Duration
-	// AddressRate bounds the requests of a client address before anything is known of the caller; FailureRate its
+	// AddressRate bounds the requests of a client address before anything is known of the caller, those of agents apart from
+	// the others and with ten times the burst, since a fleet behind one address returns at once; FailureRate its
 	// requests without a valid key; CallerRate the requests of a user.
 	AddressRate, FailureRate, CallerRate Rate
 }
@@ -65,7 +66,6 @@ func (c *Config) setDefaults() {
 	c.MaxBody = cmp.Or(c.MaxBody, DefaultMaxBody)
 	c.RequestTimeout = cmp.Or(c.RequestTimeout, DefaultRequestTimeout)
 	c.DrainTimeout = cmp.Or(c.DrainTimeout, DefaultDrainTimeout)
-	// A thousand agents behind one address come back at once after a restart.
 	c.AddressRate = c.AddressRate.or(Rate{PerSecond: 500, Burst: 2000})
 	c.FailureRate = c.FailureRate.or(Rate{PerSecond: 1, Burst: 20})
 	c.CallerRate = c.CallerRate.or(Rate{PerSecond: 100, Burst: 300})

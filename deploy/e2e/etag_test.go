@@ -20,8 +20,8 @@ func tagged() map[string]*regexp.Regexp {
 	return map[string]*regexp.Regexp{
 		"/api/v1/certificates":            regexp.MustCompile(`(?s)FROM certificates c.*ORDER BY c\.create_time.*LIMIT`),
 		"/api/v1/agents":                  regexp.MustCompile(`(?s)FROM agents a.*ORDER BY a\.create_time.*LIMIT`),
-		"/api/v1/jobs":                    regexp.MustCompile(`(?s)FROM jobs WHERE.*ORDER BY create_time DESC.*LIMIT`),
-		"/api/v1/audit":                   regexp.MustCompile(`(?s)FROM events WHERE.*ORDER BY sequence DESC.*LIMIT`),
+		"/api/v1/jobs":                    regexp.MustCompile(`(?s)FROM jobs j WHERE.*ORDER BY create_time DESC.*LIMIT`),
+		"/api/v1/audit":                   regexp.MustCompile(`(?s)FROM events e WHERE.*ORDER BY sequence DESC.*LIMIT`),
 		"/api/v1/discovered-certificates": regexp.MustCompile(`(?s)FROM discovered_certificates f.*ORDER BY f\.last_seen_time.*LIMIT`),
 	}
 }

@@ -69,7 +69,7 @@ func newLoops(cfg Config, deps Deps, c *core.Core) (*loops, error) {
 	return l, l.register(
 		tick.Loop{
 			Name: "CRL generation", Description: "makes the CRLs that are due, and at once those that a revocation made stale",
-			Interval: cfg.CRLGenerationInterval, Run: l.refreshCRLs, Kick: c.CRLKick(),
+			Interval: cfg.CRLGenerationInterval, Run: l.refreshCRLs, Kick: c.CRLKick(), Floor: crlFloor,
 		},
 		tick.Loop{
 			Name: "enrolment GC", Description: "drops expired enrolment state of the ACME server", Interval: cfg.EnrolmentGCInterval,
@@ -114,6 +114,10 @@ func (l *loops) register(all ...tick.Loop) error {
 	}
 	return failed
 }
+
+// crlFloor lets revocations that come one after the other share a CRL, which is made of all that there are. Who asks for a CRL has
+// one that lists what was revoked before, whatever the loop does.
+const crlFloor = 5 * time.Second
 
 func (l *loops) refreshCRLs(ctx context.Context) (tick.Result, error) {
 	n, err := l.core.RefreshCRLs(ctx)

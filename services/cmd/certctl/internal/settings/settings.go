@@ -62,7 +62,7 @@ type Auth struct {
 	Origins []string         `env:"CERTCTL_CORS_ORIGINS" help:"Web origins that browsers may call from, comma-separated. Empty: none."`
 
 	CallerRate  int `env:"CERTCTL_RATE_LIMIT_PER_CALLER" envDefault:"100" check:"int 0..1000000" help:"Requests per second of one API key at one replica of the gateway, three times as many at once; what is more is answered with 429. 0: no limit."`
-	AddressRate int `env:"CERTCTL_RATE_LIMIT_PER_ADDRESS" envDefault:"500" check:"int 0..1000000" help:"Requests per second of one client address, agents included, four times as many at once: raise it when many agents come from behind one address. 0: no limit."`
+	AddressRate int `env:"CERTCTL_RATE_LIMIT_PER_ADDRESS" envDefault:"500" check:"int 0..1000000" help:"Requests per second of one client address, four times as many at once; agents behind one address are counted apart, with ten times that burst. 0: no limit."`
 }
 
 // Peers says where services are when they run apart.
