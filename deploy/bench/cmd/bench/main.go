@@ -63,7 +63,7 @@ func measure(ctx context.Context, args []string) error {
 	flags.DurationVar(&o.Idle, "idle", time.Minute, "how long an idle installation is looked at")
 	flags.IntVar(&o.Workers, "connections", 16, "connections of the load")
 	flags.IntVar(&o.Agents, "agents", 10_000, "agents that are connected at once")
-	flags.IntVar(&o.Renewals, "renewals", 10_000, "renewals of the storm")
+	flags.IntVar(&o.Renewals, "renewals", 10_000, "certificates of the storm")
 	flags.IntVar(&o.Revoked, "revoked", 0, "revoked certificates in the data (0: one in a hundred)")
 	if err := flags.Parse(args); err != nil {
 		return err

@@ -28,13 +28,9 @@ const (
 	stormLimit  = 15 * time.Minute
 )
 
-// storm has certificates issued for the first time on real agents that make the keys and deploy to files, and then all of them due
-// at once.
+// storm has certificates issued on real agents that make the keys and deploy to files, all wanted at once: what a renewal of them all
+// asks of everybody, and the requests that create them besides.
 func storm(ctx context.Context, b *bench) error {
-	// The plans are made due behind the scheduler's back; it looks each hour, and each second here.
-	if err := errors.Join(b.site.StopCertctl(), b.site.Start(ctx, "CERTCTL_SCHEDULER_RENEWAL_CHECK_INTERVAL=1s")); err != nil {
-		return err
-	}
 	run, stop := context.WithCancel(ctx)
 	var agents errgroup.Group
 	defer func() { _ = agents.Wait() }()
@@ -56,21 +52,11 @@ func storm(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	first := time.Now()
-	if err := b.want(ctx, prefix, dir, ids); err != nil {
-		return err
-	}
-	made := time.Since(first)
-	if err := b.served(ctx, prefix, 1); err != nil {
-		return err
-	}
-	b.add(report.Figure{Name: "storm/first", What: fmt.Sprintf("%d certificates created over REST, issued and deployed for the first time by %d agents", b.Renewals, stormAgents),
-		Value: fmt.Sprintf("created in %s, all served in %s (%.0f/s)", made.Round(100*time.Millisecond), time.Since(first).Round(100*time.Millisecond), float64(b.Renewals)/time.Since(first).Seconds())})
-	return b.renewAll(ctx, prefix, quiet)
+	return b.issueAll(ctx, prefix, dir, ids, quiet)
 }
 
-// renewAll makes all of them due at once.
-func (b *bench) renewAll(ctx context.Context, prefix string, quiet load.Latency) error {
+// issueAll has all of them wanted as fast as clients can say so, and waits until each is served.
+func (b *bench) issueAll(ctx context.Context, prefix, dir string, agents []string, quiet load.Latency) error {
 	var began time.Time
 	m := newPeak(b)
 	watching, enough := context.WithCancel(ctx)
@@ -81,14 +67,10 @@ func (b *bench) renewAll(ctx context.Context, prefix string, quiet load.Latency)
 		began = time.Now()
 		var failed error
 		result, failed = b.listing(ctx, func(ctx context.Context) error {
-			_, err := b.conn.Exec(ctx, `UPDATE renewalscheduler.plans SET due_time = now(), renew_at = now() WHERE id LIKE $1 || '%' AND state = 'SCHEDULED'`, prefix)
-			if err != nil {
-				return fmt.Errorf("make plans due: %w", err)
-			}
-			if _, err := b.conn.Exec(ctx, `SELECT 1`); err != nil {
+			if err := b.want(ctx, prefix, dir, agents); err != nil {
 				return err
 			}
-			return b.served(ctx, prefix, 2)
+			return b.served(ctx, prefix, 1)
 		})
 		return load.Result{Planned: b.Renewals, Elapsed: time.Since(began), Err: failed}
 	}, load.Plan{})
@@ -103,7 +85,7 @@ func (b *bench) renewAll(ctx context.Context, prefix string, quiet load.Latency)
 	took := time.Duration(reading.Seconds * float64(time.Second))
 	reading.Latency = result
 	b.add(report.Figure{
-		Name: "storm", What: fmt.Sprintf("%d renewals due at once, %d agents: keys made by agents, deployed to files, verified; the latency is that of a list meanwhile", b.Renewals, stormAgents),
+		Name: "storm", What: fmt.Sprintf("%d certificates wanted at once, %d agents: keys made by agents, issued, deployed to files, verified; the latency is that of a list meanwhile", b.Renewals, stormAgents),
 		Goal: "10,000 in ≤ 60 s; pool never over its quota; list p95 ≤ 3 × idle", Met: took <= stormGoal && b.Renewals >= 10_000 && m.over == 0 && result.P95 <= 3*quiet.P95,
 		Value:   fmt.Sprintf("%s (%.0f/s); list p95 %s, idle %s; most connections %v", took.Round(100*time.Millisecond), float64(b.Renewals)/took.Seconds(), result.P95, quiet.P95, m.most),
 		Reading: &reading,
