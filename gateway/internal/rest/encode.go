@@ -14,7 +14,6 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
-	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/certctl/certctl/gateway/internal/problem"
@@ -75,11 +74,8 @@ func newPlan(md protoreflect.MessageDescriptor) *plan {
 }
 
 func (e *encoder) message(b []byte, m protoreflect.Message) ([]byte, error) {
-	switch v := m.Interface().(type) {
-	case *timestamppb.Timestamp:
-		return appendTimestamp(b, v)
-	case *durationpb.Duration:
-		return appendForeign(b, v) // rare
+	if t, ok := m.Interface().(*timestamppb.Timestamp); ok {
+		return appendTimestamp(b, t)
 	}
 	p := e.planOf(m.Descriptor())
 	if p.foreign {

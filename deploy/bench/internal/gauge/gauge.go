@@ -166,14 +166,6 @@ type Database struct {
 	Connections              map[string]int
 }
 
-// Statement is one statement with what it has cost.
-type Statement struct {
-	SQL   string
-	Calls int64
-	Rows  int64
-	Total time.Duration
-}
-
 // Reset forgets all statements up to now.
 func Reset(ctx context.Context, conn *pgx.Conn) error {
 	if _, err := conn.Exec(ctx, `SELECT public.pg_stat_statements_reset()`); err != nil {
@@ -205,19 +197,4 @@ FROM (SELECT s.calls, s.rows, lower(s.query) ~ '^(begin|commit|rollback|savepoin
 		return d, fmt.Errorf("count connections: %w", err)
 	}
 	return d, nil
-}
-
-// Top gives the statements that took longest, in all.
-func Top(ctx context.Context, conn *pgx.Conn, n int) ([]Statement, error) {
-	rows, err := conn.Query(ctx, `SELECT regexp_replace(s.query, '\s+', ' ', 'g'), s.calls, s.rows, s.total_exec_time FROM public.pg_stat_statements s`+others+
-		` ORDER BY s.total_exec_time DESC LIMIT $1`, n)
-	if err != nil {
-		return nil, fmt.Errorf("read statements: %w", err)
-	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (s Statement, err error) {
-		var ms float64
-		err = row.Scan(&s.SQL, &s.Calls, &s.Rows, &ms)
-		s.Total = time.Duration(ms * float64(time.Millisecond))
-		return s, err
-	})
 }

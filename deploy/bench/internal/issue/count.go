@@ -1,12 +1,8 @@
 package issue
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -139,52 +135,4 @@ func (m *measure) done(ctx context.Context, requests []*issuancev1.SubmitOrderRe
 		total += n
 	}
 	return total, nil
-}
-
-// ticks is the unit of /proc/PID/stat: USER_HZ, which Linux has at 100 on all architectures that Go runs on.
-const ticks = 100
-
-// cpuOf reads the CPU seconds of a process and of its children that have ended (proc_pid_stat(5)).
-func cpuOf(pid int) (float64, error) {
-	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
-	if err != nil {
-		return 0, fmt.Errorf("read CPU time: %w", err)
-	}
-	// The name of the program, in brackets, may hold anything.
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	const utime, cstime = 11, 14
-	if len(fields) <= cstime {
-		return 0, fmt.Errorf("read CPU time of process %d: %d fields", pid, len(fields))
-	}
-	sum := 0.0
-	for _, f := range fields[utime : cstime+1] {
-		n, err := strconv.ParseFloat(f, 64)
-		if err != nil {
-			return 0, fmt.Errorf("read CPU time of process %d: %w", pid, err)
-		}
-		sum += n
-	}
-	return sum / ticks, nil
-}
-
-// cpuOfTree is cpuOf of a process and its children.
-func cpuOfTree(pid int) (float64, error) {
-	sum, err := cpuOf(pid)
-	if err != nil {
-		return 0, err
-	}
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	if err != nil {
-		return 0, fmt.Errorf("read children of process %d: %w", pid, err)
-	}
-	for _, child := range strings.Fields(string(children)) {
-		n, err := strconv.Atoi(child)
-		if err != nil {
-			return 0, fmt.Errorf("read children of process %d: %w", pid, err)
-		}
-		if seconds, err := cpuOf(n); err == nil { // it may have ended
-			sum += seconds
-		}
-	}
-	return sum, nil
 }

@@ -4,18 +4,15 @@ package issue
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"google.golang.org/grpc"
 
+	"github.com/certctl/certctl/deploy/bench/internal/gauge"
+	"github.com/certctl/certctl/deploy/bench/internal/limit"
 	"github.com/certctl/certctl/pkg/load"
 	"github.com/certctl/certctl/pkg/peertls"
 	"github.com/certctl/certctl/pkg/rpc"
@@ -51,8 +48,8 @@ type Config struct {
 	// Most is how many certificates are prepared: the end of a run that is quicker than it was thought. 0 means 1,500 for each
 	// second, or a tenth more than Rate.
 	Most int
-	// Processes are process ids by name, for the CPU time of each. Of one named "postgres" the children count too.
-	Processes map[string]int
+	// Processes are those whose CPU time is read.
+	Processes gauge.Processes
 	// Patience is how long the last events may take after the last order; 0 means a minute.
 	Patience time.Duration
 	// Settle is how long the counters of Postgres are waited for: a backend keeps to itself what it has counted for up to ten
@@ -96,7 +93,7 @@ type Result struct {
 	PerSecond float64 `json:"certificates_per_second"`
 	// Latency is that of an order, from its intended start to its answer.
 	Latency load.Latency `json:"latency_ms"`
-	// CPU are seconds of CPU per certificate, by process; "bench" is this one.
+	// CPU are seconds of CPU per certificate, by process.
 	CPU map[string]float64 `json:"cpu_seconds_per_certificate"`
 	// Statements and Transactions are those of all services per certificate. BEGIN and COMMIT count as statements too in All.
 	// Transactions are all that Postgres has committed, those in which it wakes listeners included, and in a short run the idle
@@ -113,7 +110,7 @@ type Result struct {
 // Run prepares certificates, places orders for them, waits for the last event, and counts.
 func Run(ctx context.Context, cfg Config) (Result, error) {
 	cfg.setDefaults()
-	signings, err := Signings(time.Second)
+	signings, err := limit.Sign(ctx, time.Second)
 	if err != nil {
 		return Result{}, err
 	}
@@ -138,7 +135,7 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 	}
 	r.Orders, r.Failed, r.Latency = placed.Planned-placed.Failed, placed.Failed, placed.Latency
 	r.Drain = max(r.Elapsed-placed.Elapsed.Seconds(), 0)
-	r.Signings, r.Ratio = signings, r.PerSecond/signings
+	r.Signings, r.Ratio = signings.Throughput, r.PerSecond/signings.Throughput
 	if placed.Err != nil {
 		r.Err = placed.Err.Error()
 	}
@@ -180,28 +177,12 @@ func place(ctx context.Context, cfg Config, client issuancev1.IssuanceInternalSe
 	})
 }
 
-// Signings measures how often one core signs a digest with ECDSA P-256 in a second: what no CA of this kind can beat.
-func Signings(during time.Duration) (float64, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return 0, fmt.Errorf("make key: %w", err)
-	}
-	digest := sha256.Sum256([]byte("to be signed"))
-	begin, n := time.Now(), 0
-	for ; time.Since(begin) < during; n++ {
-		if _, err := ecdsa.SignASN1(rand.Reader, key, digest[:]); err != nil {
-			return 0, fmt.Errorf("sign: %w", err)
-		}
-	}
-	return float64(n) / time.Since(begin).Seconds(), nil
-}
-
 // measure is a run that is being measured.
 type measure struct {
 	cfg   Config
 	db    *pgx.Conn
 	begin time.Time
-	cpu   map[string]float64
+	cpu   gauge.CPU
 	count counts
 	own   int64 // transactions of this connection since begin
 }
@@ -216,7 +197,7 @@ func begin(ctx context.Context, cfg Config) (*measure, error) {
 		m.close(ctx)
 		return nil, err
 	}
-	if m.cpu, err = m.times(); err != nil {
+	if m.cpu, err = cfg.Processes.CPU(); err != nil {
 		m.close(ctx)
 		return nil, err
 	}
@@ -232,7 +213,7 @@ func (m *measure) end(ctx context.Context, requests []*issuancev1.SubmitOrderReq
 		return Result{}, err
 	}
 	r := Result{Elapsed: time.Since(m.begin).Seconds(), CPU: map[string]float64{}}
-	cpu, err := m.times()
+	cpu, err := m.cfg.Processes.CPU()
 	if err != nil {
 		return Result{}, err
 	}
@@ -248,31 +229,12 @@ func (m *measure) end(ctx context.Context, requests []*issuancev1.SubmitOrderReq
 	}
 	r.PerSecond = float64(r.Done) / r.Elapsed
 	per := func(n float64) float64 { return n / float64(max(r.Done, 1)) }
-	for name, seconds := range cpu {
-		r.CPU[name] = per(seconds - m.cpu[name])
+	for name, seconds := range cpu.Since(m.cpu).Seconds() {
+		r.CPU[name] = per(seconds)
 	}
 	r.Statements = count.statements.minus(m.count.statements).per(r.Done)
 	r.Transactions = per(float64(count.transactions - m.count.transactions - m.own))
 	return r, nil
-}
-
-// times reads the CPU seconds of all processes.
-func (m *measure) times() (map[string]float64, error) {
-	own, err := cpuOf(os.Getpid())
-	if err != nil {
-		return nil, err
-	}
-	out := map[string]float64{"bench": own}
-	for name, pid := range m.cfg.Processes {
-		read := cpuOf
-		if name == "postgres" {
-			read = cpuOfTree
-		}
-		if out[name], err = read(pid); err != nil {
-			return nil, err
-		}
-	}
-	return out, nil
 }
 
 func names(n int, run string) *typev1.Names {

@@ -24,13 +24,8 @@ func TestAnIssuedCertificateCostsFewStatementsOverAllServices(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.Stop(context.WithoutCancel(t.Context()))) })
 	require.NoError(t, s.Start(t.Context()))
-	processes := map[string]int{}
-	for name, ids := range s.Processes() {
-		processes[name] = ids[0]
-	}
-
 	r, err := issue.Run(t.Context(), issue.Config{
-		Issuance: s.Addresses["issuance"], InternalSecret: s.Secret, DatabaseURL: s.DatabaseURL, Processes: processes,
+		Issuance: s.Addresses["issuance"], InternalSecret: s.Secret, DatabaseURL: s.DatabaseURL, Processes: s.Processes(),
 		Duration: 3 * time.Second, InFlight: 50, Most: 3000, Settle: time.Second,
 	})
 

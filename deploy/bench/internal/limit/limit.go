@@ -23,7 +23,6 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -33,6 +32,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/certctl/certctl/deploy/bench/internal/gauge"
 	"github.com/certctl/certctl/deploy/bench/internal/web"
 	"github.com/certctl/certctl/pkg/load"
 )
@@ -71,24 +71,12 @@ func measure(ctx context.Context, what string, p load.Plan, pid int, do func(ctx
 
 // used is the CPU time of this process and another; 0 is none.
 func used(pid int) (time.Duration, error) {
-	var self syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &self); err != nil {
-		return 0, fmt.Errorf("read CPU time: %w", err)
+	p := gauge.Processes{"load": {os.Getpid()}}
+	if pid != 0 {
+		p["server"] = []int{pid}
 	}
-	sum := time.Duration(self.Utime.Nano() + self.Stime.Nano())
-	if pid == 0 {
-		return sum, nil
-	}
-	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return 0, fmt.Errorf("read CPU time: %w", err)
-	}
-	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-	for _, f := range fields[11:13] {
-		n, _ := strconv.ParseInt(f, 10, 64) // the kernel writes numbers
-		sum += time.Duration(n) * 10 * time.Millisecond
-	}
-	return sum, nil
+	cpu, err := p.CPU()
+	return cpu.Total(), err
 }
 
 // bare is a server in a process of its own.

@@ -38,18 +38,12 @@ const (
 
 // issuance places orders as fast as they are answered.
 func issuance(ctx context.Context, b *bench) error {
-	processes := map[string]int{}
-	for name, ids := range b.site.Processes() {
-		if name != "load" {
-			processes[name] = ids[0]
-		}
-	}
 	before, err := b.connections(ctx)
 	if err != nil {
 		return err
 	}
 	r, err := issue.Run(ctx, issue.Config{
-		Issuance: b.site.Addresses["issuance"], InternalSecret: b.site.Secret, DatabaseURL: b.site.DatabaseURL, Duration: max(b.For, issuingFor), Processes: processes,
+		Issuance: b.site.Addresses["issuance"], InternalSecret: b.site.Secret, DatabaseURL: b.site.DatabaseURL, Duration: max(b.For, issuingFor), Processes: b.site.Processes(),
 	})
 	if err != nil {
 		return err
