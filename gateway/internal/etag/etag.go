@@ -65,7 +65,7 @@ type Cache struct {
 	memory    *memory
 	flights   *flights
 	clients   map[string]eventv1.RevisionServiceClient
-	revisions map[List]*batch.Group[List, int64]
+	revisions map[List]*batch.Reads[List, int64]
 	results   *prometheus.CounterVec
 }
 
@@ -82,14 +82,14 @@ const (
 func New(backends map[string]grpc.ClientConnInterface, reg prometheus.Registerer) (*Cache, error) {
 	c := &Cache{
 		lists: lists(), memory: newMemory(maxEntries, maxBytes), flights: newFlights(),
-		clients: make(map[string]eventv1.RevisionServiceClient), revisions: make(map[List]*batch.Group[List, int64]),
+		clients: make(map[string]eventv1.RevisionServiceClient), revisions: make(map[List]*batch.Reads[List, int64]),
 	}
 	for name, conn := range backends {
 		c.clients[name] = eventv1.NewRevisionServiceClient(conn)
 	}
 	for _, l := range c.lists {
 		if c.clients[l.Backend] != nil {
-			c.revisions[l] = batch.New(batch.Config{Reads: 1, Timeout: revisionTimeout}, c.ask)
+			c.revisions[l] = batch.NewReads(batch.ReadsConfig{AtOnce: 1, Timeout: revisionTimeout}, c.ask)
 		}
 	}
 	c.results = prometheus.NewCounterVec(prometheus.CounterOpts{

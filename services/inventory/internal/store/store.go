@@ -111,7 +111,7 @@ type Store struct {
 	db           *pg.DB
 	cfg          Config
 	sorts        sortings
-	certificates *batch.Group[string, Certificate]
+	certificates *batch.Reads[string, Certificate]
 }
 
 // New makes a store on the database.
@@ -121,7 +121,7 @@ func New(cfg Config, db *pg.DB) (*Store, error) {
 		return nil, err
 	}
 	reads := Reads{q: db.Pool}
-	return &Store{Reads: reads, db: db, cfg: cfg, sorts: s, certificates: batch.New(batch.Config{}, reads.certificatesByID)}, nil
+	return &Store{Reads: reads, db: db, cfg: cfg, sorts: s, certificates: batch.NewReads(batch.ReadsConfig{}, reads.certificatesByID)}, nil
 }
 
 // Reads are queries that work in and out of a transaction.

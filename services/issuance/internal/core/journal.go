@@ -8,10 +8,10 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/certctl/certctl/pkg/batch"
 	"github.com/certctl/certctl/pkg/outbox"
 	"github.com/certctl/certctl/pkg/pg"
 	"github.com/certctl/certctl/pkg/rpcctx"
-	"github.com/certctl/certctl/services/issuance/internal/batch"
 	"github.com/certctl/certctl/services/issuance/internal/store"
 )
 
@@ -21,8 +21,8 @@ const journalBatch = 100
 // journal writes intents and results. Those that come at the same time share a transaction: each keeps its own guard,
 // compare-and-set and events, and when the transaction fails over one of them, each is written alone.
 type journal struct {
-	intents *batch.Group[intent, bool]
-	results *batch.Group[result, bool]
+	intents *batch.Writes[intent, bool]
+	results *batch.Writes[result, bool]
 }
 
 // intent is an order that is about to be placed, with what others are told.
@@ -41,8 +41,8 @@ type result struct {
 
 func newJournal(c *Core) *journal {
 	return &journal{
-		intents: batch.NewGroup(journalBatch, func(ctx context.Context, list []intent) []batch.Outcome[bool] { return writeIntents(ctx, c, list) }),
-		results: batch.NewGroup(journalBatch, func(ctx context.Context, list []result) []batch.Outcome[bool] { return writeResults(ctx, c, list) }),
+		intents: batch.NewWrites(journalBatch, func(ctx context.Context, list []intent) []batch.Outcome[bool] { return writeIntents(ctx, c, list) }),
+		results: batch.NewWrites(journalBatch, func(ctx context.Context, list []result) []batch.Outcome[bool] { return writeResults(ctx, c, list) }),
 	}
 }
 

@@ -6,8 +6,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/certctl/certctl/pkg/batch"
 	"github.com/certctl/certctl/pkg/errs"
-	"github.com/certctl/certctl/services/issuance/internal/batch"
 	"github.com/certctl/certctl/services/issuance/internal/store"
 )
 

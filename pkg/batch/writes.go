@@ -1,5 +1,3 @@
-// Package batch lets calls that come together share one write: what arrives while a write runs goes with the next one. A
-// transaction costs about the same for one row as for fifty, and a lone call waits for nobody.
 package batch
 
 import (
@@ -17,8 +15,9 @@ type Outcome[R any] struct {
 	Err   error
 }
 
-// Group gathers items of one kind. At any time one of its callers writes, for itself and for those who wait.
-type Group[T, R any] struct {
+// Writes gathers items of one kind that share a write: a transaction costs about the same for one row as for fifty. At any
+// time one of its callers writes, for itself and for those who wait.
+type Writes[T, R any] struct {
 	most  int
 	write func(ctx context.Context, items []T) []Outcome[R]
 
@@ -35,14 +34,14 @@ type call[T, R any] struct {
 	done    chan struct{} // closed when the outcome is there
 }
 
-// NewGroup makes a group. write gets at most that many items, in the order in which they came, and answers each. The context
-// that it has is that of one of the callers, without its end: one who leaves takes the others' items along with nobody.
-func NewGroup[T, R any](most int, write func(ctx context.Context, items []T) []Outcome[R]) *Group[T, R] {
-	return &Group[T, R]{most: most, write: write}
+// NewWrites makes one that writes with write, which gets at most that many items, in the order in which they came, and answers each.
+// The context that it has is that of one of the callers, without its end: one who leaves takes the others' items along with nobody.
+func NewWrites[T, R any](most int, write func(ctx context.Context, items []T) []Outcome[R]) *Writes[T, R] {
+	return &Writes[T, R]{most: most, write: write}
 }
 
 // Do has an item written. An item whose caller leaves before it is its turn is not written; afterwards its outcome is waited for.
-func (g *Group[T, R]) Do(ctx context.Context, item T) (R, error) {
+func (g *Writes[T, R]) Do(ctx context.Context, item T) (R, error) {
 	c := &call[T, R]{item: item, lead: make(chan struct{}), done: make(chan struct{})}
 	g.enter(c)
 	select {
@@ -63,7 +62,7 @@ func (g *Group[T, R]) Do(ctx context.Context, item T) (R, error) {
 	return c.outcome.Value, c.outcome.Err
 }
 
-func (g *Group[T, R]) enter(c *call[T, R]) {
+func (g *Writes[T, R]) enter(c *call[T, R]) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.queue = append(g.queue, c)
@@ -74,7 +73,7 @@ func (g *Group[T, R]) enter(c *call[T, R]) {
 }
 
 // leave takes a call out of the queue; false when it has been taken, or is to write.
-func (g *Group[T, R]) leave(c *call[T, R]) bool {
+func (g *Writes[T, R]) leave(c *call[T, R]) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	select {
@@ -92,7 +91,7 @@ func (g *Group[T, R]) leave(c *call[T, R]) bool {
 }
 
 // work writes the items that wait, of which the caller's is the first, and hands on to the next caller.
-func (g *Group[T, R]) work(ctx context.Context) {
+func (g *Writes[T, R]) work(ctx context.Context) {
 	calls := g.take()
 	defer g.handOn(calls) // also when write panics: the others get an outcome that says so
 	items := make([]T, 0, len(calls))
@@ -105,7 +104,7 @@ func (g *Group[T, R]) work(ctx context.Context) {
 	}
 }
 
-func (g *Group[T, R]) take() []*call[T, R] {
+func (g *Writes[T, R]) take() []*call[T, R] {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	n := min(g.most, len(g.queue))
@@ -114,7 +113,7 @@ func (g *Group[T, R]) take() []*call[T, R] {
 	return calls
 }
 
-func (g *Group[T, R]) handOn(calls []*call[T, R]) {
+func (g *Writes[T, R]) handOn(calls []*call[T, R]) {
 	for _, c := range calls {
 		close(c.done)
 	}

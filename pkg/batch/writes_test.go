@@ -10,7 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/certctl/certctl/services/issuance/internal/batch"
+	"github.com/certctl/certctl/pkg/batch"
 )
 
 var errOdd = errors.New("odd")
@@ -44,7 +44,7 @@ func TestALoneItemWaitsForNobody(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := &writer{}
-		g := batch.NewGroup(10, w.write)
+		g := batch.NewWrites(10, w.write)
 		begin := time.Now()
 		v, err := g.Do(t.Context(), 4)
 		require.NoError(t, err)
@@ -57,7 +57,7 @@ func TestWhatComesDuringAWriteGoesTogether(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := &writer{}
-		g := batch.NewGroup(3, w.write)
+		g := batch.NewWrites(3, w.write)
 		var all sync.WaitGroup
 		for i := range 8 {
 			all.Go(func() {
@@ -83,7 +83,7 @@ func TestWhoLeavesBeforeItsTurnIsNotWritten(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := &writer{}
-		g := batch.NewGroup(10, w.write)
+		g := batch.NewWrites(10, w.write)
 		var all sync.WaitGroup
 		all.Go(func() { _, _ = g.Do(t.Context(), 0) })
 		synctest.Wait()
@@ -104,7 +104,7 @@ func TestWhoLeavesDuringItsWriteHearsOfIt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := &writer{}
-		g := batch.NewGroup(10, w.write)
+		g := batch.NewWrites(10, w.write)
 		var all sync.WaitGroup
 		all.Go(func() { _, _ = g.Do(t.Context(), 0) })
 		synctest.Wait()
@@ -125,7 +125,7 @@ func TestWhoLeavesDuringItsWriteHearsOfIt(t *testing.T) {
 func TestAPanicHurtsNobodyForEver(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		g := batch.NewGroup(10, func(_ context.Context, items []int) []batch.Outcome[int] {
+		g := batch.NewWrites(10, func(_ context.Context, items []int) []batch.Outcome[int] {
 			pass(time.Second)
 			if len(items) > 1 {
 				panic("at the disco")

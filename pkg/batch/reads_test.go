@@ -45,7 +45,7 @@ func TestThoseWhoAskDuringAReadAreAnsweredTogetherByTheNext(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var s store
-		g := batch.New(batch.Config{Reads: 1}, s.fetch)
+		g := batch.NewReads(batch.ReadsConfig{AtOnce: 1}, s.fetch)
 		var asking sync.WaitGroup
 		ask := func(key int) {
 			asking.Go(func() {
@@ -74,7 +74,7 @@ func TestAFullRoundGoesAtOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var s store
-		g := batch.New(batch.Config{Reads: 1, Keys: 2}, s.fetch)
+		g := batch.NewReads(batch.ReadsConfig{AtOnce: 1, Keys: 2}, s.fetch)
 		began := time.Now()
 		var asking sync.WaitGroup
 		for key := range 7 {
@@ -98,7 +98,7 @@ func TestWhatIsNotThereIsNotFound(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var s store
-		g := batch.New(batch.Config{}, s.fetch)
+		g := batch.NewReads(batch.ReadsConfig{}, s.fetch)
 		_, ok, err := g.Get(t.Context(), -1)
 		require.NoError(t, err)
 		require.False(t, ok)
@@ -109,7 +109,7 @@ func TestAnErrorIsThatOfAllAndOfNobodyAfter(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := store{err: errors.New("away")}
-		g := batch.New(batch.Config{}, s.fetch)
+		g := batch.NewReads(batch.ReadsConfig{}, s.fetch)
 		_, _, err := g.Get(t.Context(), 1)
 		require.ErrorContains(t, err, "away")
 		s.err = nil
@@ -123,7 +123,7 @@ func TestWhoGoesLeavesTheOthersTheirRead(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var s store
-		g := batch.New(batch.Config{Reads: 1}, s.fetch)
+		g := batch.NewReads(batch.ReadsConfig{AtOnce: 1}, s.fetch)
 		ctx, cancel := context.WithCancel(t.Context())
 		var asking sync.WaitGroup
 		asking.Go(func() {
@@ -146,7 +146,7 @@ func TestWhoGoesLeavesTheOthersTheirRead(t *testing.T) {
 func TestAReadThatHangsEnds(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		g := batch.New(batch.Config{Timeout: time.Minute}, func(ctx context.Context, _ []int) (map[int]int, error) {
+		g := batch.NewReads(batch.ReadsConfig{Timeout: time.Minute}, func(ctx context.Context, _ []int) (map[int]int, error) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		})

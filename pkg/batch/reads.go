@@ -1,7 +1,6 @@
-// Package batch reads together what many ask for at the same time. Who asks while a read is under way is answered by the next
-// one, with all others who have asked by then: nobody waits for company, and the busier it is, the less a question costs.
-//
-// A read that answers a question begins after the question was asked, so an answer is never older than its question.
+// Package batch does together what many want at the same time. Reads gathers questions, Writes gathers items to be written: what
+// arrives while one is under way goes with the next one, with all others who have come by then. Nobody waits for company, and the
+// busier it is, the less each costs.
 package batch
 
 import (
@@ -13,17 +12,17 @@ import (
 	"github.com/certctl/certctl/pkg/run"
 )
 
-// The defaults of Config.
+// The defaults of ReadsConfig.
 const (
-	DefaultReads   = 2
+	DefaultAtOnce  = 2
 	DefaultKeys    = 100
 	DefaultTimeout = 10 * time.Second
 )
 
-// Config bounds a Group; 0 means the default.
-type Config struct {
-	// Reads is how many are under way at once.
-	Reads int
+// ReadsConfig bounds Reads; 0 means the default.
+type ReadsConfig struct {
+	// AtOnce is how many are under way at once.
+	AtOnce int
 	// Keys is how many different keys one read has.
 	Keys int
 	// Timeout bounds a read: it goes on when those who asked have gone.
@@ -33,9 +32,10 @@ type Config struct {
 // Fetch reads what there is of the keys, which are different. A key that the answer has not was not found.
 type Fetch[K comparable, V any] func(ctx context.Context, keys []K) (map[K]V, error)
 
-// Group gathers questions. It is safe for concurrent use.
-type Group[K comparable, V any] struct {
-	cfg   Config
+// Reads gathers questions. A read that answers a question begins after the question was asked, so an answer is never older than its
+// question. It is safe for concurrent use.
+type Reads[K comparable, V any] struct {
+	cfg   ReadsConfig
 	fetch Fetch[K, V]
 
 	mu    sync.Mutex
@@ -52,10 +52,10 @@ type round[K comparable, V any] struct {
 	err     error
 }
 
-// New makes a group.
-func New[K comparable, V any](cfg Config, fetch Fetch[K, V]) *Group[K, V] {
-	if cfg.Reads <= 0 {
-		cfg.Reads = DefaultReads
+// NewReads makes one that asks fetch.
+func NewReads[K comparable, V any](cfg ReadsConfig, fetch Fetch[K, V]) *Reads[K, V] {
+	if cfg.AtOnce <= 0 {
+		cfg.AtOnce = DefaultAtOnce
 	}
 	if cfg.Keys <= 0 {
 		cfg.Keys = DefaultKeys
@@ -63,11 +63,11 @@ func New[K comparable, V any](cfg Config, fetch Fetch[K, V]) *Group[K, V] {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = DefaultTimeout
 	}
-	return &Group[K, V]{cfg: cfg, fetch: fetch}
+	return &Reads[K, V]{cfg: cfg, fetch: fetch}
 }
 
 // Get asks for one key; ok is false when there is no such thing. An error of a read is that of all who have asked.
-func (g *Group[K, V]) Get(ctx context.Context, key K) (v V, ok bool, err error) {
+func (g *Reads[K, V]) Get(ctx context.Context, key K) (v V, ok bool, err error) {
 	r := g.join(ctx, key)
 	select {
 	case <-r.done:
@@ -82,7 +82,7 @@ func (g *Group[K, V]) Get(ctx context.Context, key K) (v V, ok bool, err error) 
 }
 
 // join puts a key into the next read, and begins it unless enough are under way.
-func (g *Group[K, V]) join(ctx context.Context, key K) *round[K, V] {
+func (g *Reads[K, V]) join(ctx context.Context, key K) *round[K, V] {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.next == nil || len(g.next.keys) >= g.cfg.Keys {
@@ -94,14 +94,14 @@ func (g *Group[K, V]) join(ctx context.Context, key K) *round[K, V] {
 	}
 	r := g.next
 	r.keys[key] = struct{}{}
-	if g.reads < g.cfg.Reads {
+	if g.reads < g.cfg.AtOnce {
 		g.begin()
 	}
 	return r
 }
 
 // begin reads the gathered round; g.mu is held.
-func (g *Group[K, V]) begin() {
+func (g *Reads[K, V]) begin() {
 	r := g.next
 	g.next = nil
 	g.reads++
@@ -112,7 +112,7 @@ func (g *Group[K, V]) begin() {
 }
 
 // read answers a round, and what has gathered meanwhile after it.
-func (g *Group[K, V]) read(r *round[K, V]) {
+func (g *Reads[K, V]) read(r *round[K, V]) {
 	for r != nil {
 		r.err = run.Safely(func() error {
 			ctx, cancel := context.WithTimeout(r.ctx, g.cfg.Timeout)
@@ -131,11 +131,11 @@ func (g *Group[K, V]) read(r *round[K, V]) {
 }
 
 // following gives what has gathered, or gives the place of a read up.
-func (g *Group[K, V]) following() *round[K, V] {
+func (g *Reads[K, V]) following() *round[K, V] {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	r := g.next
-	if r == nil || g.reads > g.cfg.Reads { // a round that was full has begun beside the others
+	if r == nil || g.reads > g.cfg.AtOnce { // a round that was full has begun beside the others
 		g.reads--
 		return nil
 	}
