@@ -69,6 +69,8 @@ type Core struct {
 	kicks     Kicks
 
 	jobs, scheduled, retrying, cancellations *lease.Runner
+
+	together *together
 }
 
 const (
@@ -88,6 +90,7 @@ func New(cfg Config, deps Deps) (*Core, error) {
 			Renewals: tick.NewKicker(), Jobs: tick.NewKicker(), Retries: tick.NewKicker(), Deadlines: tick.NewKicker(), Cancellations: tick.NewKicker(),
 		},
 	}
+	c.together = newTogether(c)
 	for _, q := range []struct {
 		into   **lease.Runner
 		name   string
@@ -95,8 +98,8 @@ func New(cfg Config, deps Deps) (*Core, error) {
 		handle lease.Handler
 	}{
 		{&c.jobs, "jobs", deps.Store.JobQueue(), c.workJob},
-		{&c.scheduled, "renewals", deps.Store.ScheduledPlans(), c.planHandler(deps.Store.ScheduledPlans())},
-		{&c.retrying, "renewal_retries", deps.Store.RetryingPlans(), c.planHandler(deps.Store.RetryingPlans())},
+		{&c.scheduled, "renewals", deps.Store.ScheduledPlans(), c.workPlan},
+		{&c.retrying, "renewal_retries", deps.Store.RetryingPlans(), c.workPlan},
 		{&c.cancellations, "task_cancellations", deps.Store.Cancellations(), c.cancelTask},
 	} {
 		r, err := lease.NewRunner(lease.RunnerConfig{
@@ -134,16 +137,8 @@ func newID(prefix string) (string, error) {
 
 // record asks inventory for a certificate; nil when it knows none.
 func (c *Core) record(ctx context.Context, id string) (*inventoryv1.CertificateRecord, error) {
-	r, err := c.inventory.BatchGetCertificates(ctx, &inventoryv1.BatchGetCertificatesRequest{Ids: []string{id}})
-	if err != nil {
-		return nil, fmt.Errorf("read certificate: %w", err)
-	}
-	for _, rec := range r.GetRecords() {
-		if rec.GetCertificate().GetId() == id {
-			return rec, nil
-		}
-	}
-	return nil, nil //nolint:nilnil // there is none
+	rec, _, err := c.together.records.Get(ctx, id)
+	return rec, err
 }
 
 // knownRecord is record for callers: 404 when there is none.
@@ -161,14 +156,9 @@ func (c *Core) knownRecord(ctx context.Context, id string) (*inventoryv1.Certifi
 // profile asks issuance for a profile. Anything but the profile is an error: who cannot know whether approval is
 // needed does not go on.
 func (c *Core) profile(ctx context.Context, id string) (*issuancev1.Profile, error) {
-	r, err := c.issuance.BatchGetProfiles(ctx, &issuancev1.BatchGetProfilesRequest{Ids: []string{id}})
-	if err != nil {
-		return nil, fmt.Errorf("read profile: %w", err)
-	}
-	for _, p := range r.GetProfiles() {
-		if p.GetId() == id {
-			return p, nil
-		}
+	p, ok, err := c.together.profiles.Get(ctx, id)
+	if err != nil || ok {
+		return p, err
 	}
 	return nil, errs.New(errs.NotFound, "PROFILE_NOT_FOUND", "profile %s not found", id)
 }

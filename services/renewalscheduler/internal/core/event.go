@@ -19,77 +19,125 @@ import (
 	"github.com/certctl/certctl/services/renewalscheduler/internal/store"
 )
 
-// Events that come many at a time.
-const (
-	eventVersionStored = "version.stored"
-	eventOrderChanged  = "order.changed"
-)
+// fact is an event of a peer, decoded.
+type fact struct {
+	event         *eventv1.Event
+	certificateID string
+	// plan is what there is to be for the certificate; nil: this event makes none.
+	plan  *store.Plan
+	apply func(ctx context.Context, tx *store.Tx) error
+	// order names the order that the event is about; empty: it is about none.
+	order string
+}
 
-// Apply applies facts of a peer, in their order, in the transaction that remembers them.
+// Apply applies facts of a peer, in their order, in the transaction that remembers them. What they are about is locked and read together.
 func (c *Core) Apply(ctx context.Context, tx *store.Tx, events []*eventv1.Event) error {
-	for len(events) > 0 {
-		n := alike(events)
-		var err error
-		switch events[0].GetType() {
-		case eventVersionStored:
-			err = c.versionsStored(ctx, tx, events[:n])
-		case eventOrderChanged:
-			err = c.ordersChanged(ctx, tx, events[:n])
-		default:
-			n = 1
-			err = c.applyOne(rpcctx.WithRequestID(ctx, events[0].GetRequestId()), tx, events[0])
-		}
+	facts := make([]fact, 0, len(events))
+	var orders []string
+	for _, e := range events {
+		f, err := c.fact(e)
 		if err != nil {
 			return err
 		}
-		events = events[n:]
+		facts = append(facts, f)
+		if f.order != "" {
+			orders = append(orders, f.order)
+		}
+	}
+	facts, err := concerning(ctx, tx, facts, orders)
+	if err != nil || len(facts) == 0 {
+		return err
+	}
+	if err := hold(ctx, tx, facts); err != nil {
+		return err
+	}
+	for _, f := range facts {
+		if err := f.apply(rpcctx.WithRequestID(ctx, f.event.GetRequestId()), tx); err != nil {
+			return fmt.Errorf("apply %s of %s: %w", f.event.GetType(), f.event.GetResourceId(), err)
+		}
 	}
 	return nil
 }
 
-// alike counts the events at the front that have one type.
-func alike(events []*eventv1.Event) int {
-	n := slices.IndexFunc(events, func(e *eventv1.Event) bool { return e.GetType() != events[0].GetType() })
-	if n < 0 {
-		return len(events)
+// concerning leaves out what became of orders that no job waits for: that is nobody's matter.
+func concerning(ctx context.Context, tx *store.Tx, facts []fact, orders []string) ([]fact, error) {
+	if len(orders) == 0 {
+		return facts, nil
 	}
-	return n
+	waited, err := tx.OrdersWithKey(ctx, orders)
+	if err != nil {
+		return nil, err
+	}
+	known := make(map[string]bool, len(waited))
+	for _, id := range waited {
+		known[id] = true
+	}
+	return slices.DeleteFunc(facts, func(f fact) bool { return f.order != "" && !known[f.order] }), nil
 }
 
-func (c *Core) applyOne(ctx context.Context, tx *store.Tx, e *eventv1.Event) error {
+// hold locks the certificates that facts are about.
+func hold(ctx context.Context, tx *store.Tx, facts []fact) error {
+	var certificates []string
+	plans := map[string]*store.Plan{}
+	for _, f := range facts {
+		certificates = append(certificates, f.certificateID)
+		if f.plan != nil && plans[f.certificateID] == nil {
+			plans[f.certificateID] = f.plan
+		}
+	}
+	if err := tx.EnsurePlans(ctx, slices.Collect(maps.Values(plans))); err != nil {
+		return err
+	}
+	return tx.Hold(ctx, certificates...)
+}
+
+// fact reads an event.
+func (c *Core) fact(e *eventv1.Event) (fact, error) {
 	switch e.GetType() {
 	case "certificate.created":
-		return payload(ctx, tx, e, &inventoryv1.CertificateChanged{}, c.certificateCreated)
+		return c.certificateFact(e, c.certificateCreated)
 	case "certificate.updated":
-		return payload(ctx, tx, e, &inventoryv1.CertificateChanged{}, c.certificateUpdated)
+		return c.certificateFact(e, c.certificateUpdated)
 	case "certificate.archived", "certificate.revoked":
-		return payload(ctx, tx, e, &inventoryv1.CertificateChanged{}, c.certificateClosed)
+		return c.certificateFact(e, c.certificateClosed)
 	case "version.revoked":
-		return payload(ctx, tx, e, &inventoryv1.CertificateChanged{}, c.versionRevoked)
+		return c.certificateFact(e, c.versionRevoked)
 	case "certificate.expired":
-		return payload(ctx, tx, e, &inventoryv1.CertificateChanged{}, c.certificateExpired)
+		return c.certificateFact(e, c.certificateExpired)
+	case "version.stored":
+		return factOf(e, &inventoryv1.VersionStored{}, (*inventoryv1.VersionStored).GetCertificateId, c.versionStored)
+	case "order.changed":
+		m := &issuancev1.OrderChanged{}
+		f, err := factOf(e, m, func(m *issuancev1.OrderChanged) string { return m.GetOrder().GetCertificateId() }, c.orderChanged)
+		f.order = m.GetOrder().GetId()
+		return f, err
 	case "task.finished":
-		return payload(ctx, tx, e, &inventoryv1.TaskFinished{}, c.taskFinished)
+		return factOf(e, &inventoryv1.TaskFinished{}, (*inventoryv1.TaskFinished).GetCertificateId, c.taskFinished)
 	case "deployment.changed":
-		return payload(ctx, tx, e, &inventoryv1.DeploymentChanged{}, c.deploymentChanged)
+		return factOf(e, &inventoryv1.DeploymentChanged{}, func(m *inventoryv1.DeploymentChanged) string { return m.GetDeployment().GetCertificateId() }, c.deploymentChanged)
 	default:
-		return outbox.Reject(fmt.Errorf("event type %q is not for the renewal scheduler", e.GetType()))
+		return fact{}, outbox.Reject(fmt.Errorf("event type %q is not for the renewal scheduler", e.GetType()))
 	}
+}
+
+func factOf[M proto.Message](e *eventv1.Event, m M, certificateID func(M) string, apply func(context.Context, *store.Tx, M) error) (fact, error) {
+	if err := decode(e, m); err != nil {
+		return fact{}, err
+	}
+	return fact{event: e, certificateID: certificateID(m), apply: func(ctx context.Context, tx *store.Tx) error { return apply(ctx, tx, m) }}, nil
+}
+
+// certificateFact is an event about a certificate as a whole, which has a plan from then on.
+func (c *Core) certificateFact(e *eventv1.Event, apply func(context.Context, *store.Tx, *inventoryv1.CertificateChanged) error) (fact, error) {
+	m := &inventoryv1.CertificateChanged{}
+	f, err := factOf(e, m, func(m *inventoryv1.CertificateChanged) string { return m.GetCertificate().GetId() }, apply)
+	f.plan = c.newPlan(m.GetCertificate(), cmp.Or(m.GetActor().GetId(), system))
+	return f, err
 }
 
 func decode(e *eventv1.Event, into proto.Message) error {
 	if err := e.GetPayload().UnmarshalTo(into); err != nil {
 		return outbox.Reject(fmt.Errorf("payload of %s: %w", e.GetType(), err))
-	}
-	return nil
-}
-
-func payload[M proto.Message](ctx context.Context, tx *store.Tx, e *eventv1.Event, into M, apply func(context.Context, *store.Tx, M) error) error {
-	if err := decode(e, into); err != nil {
-		return err
-	}
-	if err := apply(ctx, tx, into); err != nil {
-		return fmt.Errorf("apply %s of %s: %w", e.GetType(), e.GetResourceId(), err)
 	}
 	return nil
 }
@@ -222,70 +270,28 @@ func (c *Core) certificateExpired(ctx context.Context, tx *store.Tx, e *inventor
 	return c.refreshPlan(ctx, tx, p)
 }
 
-// versionsStored is the success of keys, and the ground of the next plans. However many there are, plans are read and written
-// together.
-func (c *Core) versionsStored(ctx context.Context, tx *store.Tx, events []*eventv1.Event) error {
-	var stored []*inventoryv1.VersionStored
-	var certificates, orders []string
-	for _, e := range events {
-		m := &inventoryv1.VersionStored{}
-		if err := decode(e, m); err != nil {
-			return err
-		}
-		stored = append(stored, m)
-		certificates, orders = append(certificates, m.GetCertificateId()), append(orders, m.GetOrderId())
-	}
-	plans, err := tx.LockPlans(ctx, certificates)
+// versionStored is the success of a key, and the ground of the next plan.
+func (c *Core) versionStored(ctx context.Context, tx *store.Tx, e *inventoryv1.VersionStored) error {
+	p, err := tx.LockPlan(ctx, e.GetCertificateId())
 	if err != nil {
+		return fmt.Errorf("lock plan: %w", err) // "certificate.created" comes first; this one comes again
+	}
+	tx.SavePlanKeys(store.PlanKey{
+		CertificateID: p.CertificateID, AgentID: e.GetAgentId(), Version: e.GetVersion(), NotBefore: e.GetNotBefore().AsTime(), NotAfter: e.GetNotAfter().AsTime(),
+	})
+	if p.State != store.PlanEnded {
+		p.CertificateStatus = inventoryv1.Certificate_ACTIVE.String()
+	}
+	if err := c.refreshPlan(ctx, tx, p); err != nil {
 		return err
 	}
-	for _, id := range certificates {
-		if !slices.ContainsFunc(plans, func(p *store.Plan) bool { return p.CertificateID == id }) {
-			return fmt.Errorf("plan of %s: %w", id, store.ErrNotFound) // "certificate.created" comes first; this one comes again
-		}
-	}
-	if err := tx.SavePlanKeys(ctx, planKeys(stored)); err != nil {
-		return err
-	}
-	for _, p := range plans {
-		if p.State != store.PlanEnded {
-			p.CertificateStatus = inventoryv1.Certificate_ACTIVE.String()
-		}
-	}
-	if err := c.refreshPlans(ctx, tx, plans); err != nil {
-		return err
-	}
-	waited, err := tx.OrdersWithKey(ctx, orders)
-	if err != nil {
-		return err
-	}
-	for i, m := range stored {
-		if !slices.Contains(waited, m.GetOrderId()) {
-			continue
-		}
-		if err := c.keyStored(rpcctx.WithRequestID(ctx, events[i].GetRequestId()), tx, m); err != nil {
-			return fmt.Errorf("apply %s of %s: %w", events[i].GetType(), events[i].GetResourceId(), err)
-		}
-	}
-	return nil
-}
-
-// planKeys gives the newest version for each key.
-func planKeys(stored []*inventoryv1.VersionStored) []store.PlanKey {
-	newest := make(map[[2]string]store.PlanKey, len(stored))
-	for _, m := range stored {
-		of := [2]string{m.GetCertificateId(), m.GetAgentId()}
-		if known, ok := newest[of]; !ok || known.Version < m.GetVersion() {
-			newest[of] = store.PlanKey{CertificateID: of[0], AgentID: of[1], Version: m.GetVersion(), NotBefore: m.GetNotBefore().AsTime(), NotAfter: m.GetNotAfter().AsTime()}
-		}
-	}
-	return slices.Collect(maps.Values(newest))
+	return c.keyStored(ctx, tx, e)
 }
 
 // keyStored ends the wait of a job's key for its version.
 func (c *Core) keyStored(ctx context.Context, tx *store.Tx, e *inventoryv1.VersionStored) error {
-	k, j, err := c.lockKey(ctx, tx, e.GetCertificateId(), func() (*store.Key, error) { return tx.KeyByOrder(ctx, e.GetOrderId()) })
-	if err != nil || j == nil || j.State.Final() || k.State == store.KeyDone {
+	k, j, err := c.lockKey(ctx, tx, e.GetCertificateId(), func(k *store.Key) bool { return k.OrderID == e.GetOrderId() && k.OrderID != "" })
+	if err != nil || j == nil || k.State == store.KeyDone {
 		return err
 	}
 	k.State, k.Version, k.Error, k.Permanent = store.KeyDone, e.GetVersion(), store.Problem{}, false
@@ -299,56 +305,28 @@ func (c *Core) keyStored(ctx context.Context, tx *store.Tx, e *inventoryv1.Versi
 	return nil
 }
 
-// ordersChanged takes what became of orders. Those that no job waits for are nobody's matter.
-func (c *Core) ordersChanged(ctx context.Context, tx *store.Tx, events []*eventv1.Event) error {
-	var changed []*issuancev1.OrderChanged
-	var orders []string
-	for _, e := range events {
-		m := &issuancev1.OrderChanged{}
-		if err := decode(e, m); err != nil {
-			return err
-		}
-		changed, orders = append(changed, m), append(orders, m.GetOrder().GetId())
-	}
-	waited, err := tx.OrdersWithKey(ctx, orders)
-	if err != nil {
-		return err
-	}
-	for i, m := range changed {
-		if !slices.Contains(waited, m.GetOrder().GetId()) {
-			continue
-		}
-		if err := c.orderChanged(rpcctx.WithRequestID(ctx, events[i].GetRequestId()), tx, m); err != nil {
-			return fmt.Errorf("apply %s of %s: %w", events[i].GetType(), events[i].GetResourceId(), err)
-		}
-	}
-	return nil
-}
-
-// lockKey finds a key and locks its job; both are nil when there is none. The key is read again under the lock.
-func (c *Core) lockKey(ctx context.Context, tx *store.Tx, certificateID string, find func() (*store.Key, error)) (*store.Key, *store.Job, error) {
-	k, err := find()
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, nil, nil
-	}
+// lockKey finds a key of an open job, locked; both are nil when there is none.
+func (c *Core) lockKey(ctx context.Context, tx *store.Tx, certificateID string, is func(*store.Key) bool) (*store.Key, *store.Job, error) {
+	jobs, err := tx.OpenJobs(ctx, certificateID)
 	if err != nil {
 		return nil, nil, err
 	}
-	j, err := c.lockJob(ctx, tx, k.JobID, certificateID)
-	if err != nil {
-		return nil, nil, err
+	for _, j := range jobs {
+		keys, err := tx.Keys(ctx, j.ID)
+		if err != nil {
+			return nil, nil, err
+		}
+		if i := slices.IndexFunc(keys, is); i >= 0 {
+			return keys[i], j, nil
+		}
 	}
-	k, err = find()
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, nil, nil // a new try has taken other ids
-	}
-	return k, j, err
+	return nil, nil, nil
 }
 
 // taskFinished takes an agent's CSR, or why there is none.
 func (c *Core) taskFinished(ctx context.Context, tx *store.Tx, e *inventoryv1.TaskFinished) error {
-	k, j, err := c.lockKey(ctx, tx, e.GetCertificateId(), func() (*store.Key, error) { return tx.KeyByTask(ctx, e.GetTaskId()) })
-	if err != nil || j == nil || j.State.Final() || k.State != store.KeyAwaitingCSR || k.CsrPEM != "" {
+	k, j, err := c.lockKey(ctx, tx, e.GetCertificateId(), func(k *store.Key) bool { return k.TaskID == e.GetTaskId() && k.TaskID != "" })
+	if err != nil || j == nil || k.State != store.KeyAwaitingCSR || k.CsrPEM != "" {
 		return err
 	}
 	if gone, err := c.forgetRetired(ctx, tx, k, e); err != nil {
@@ -376,8 +354,8 @@ func (c *Core) taskFinished(ctx context.Context, tx *store.Tx, e *inventoryv1.Ta
 // orderChanged takes what became of an order.
 func (c *Core) orderChanged(ctx context.Context, tx *store.Tx, e *issuancev1.OrderChanged) error {
 	o := e.GetOrder()
-	k, j, err := c.lockKey(ctx, tx, o.GetCertificateId(), func() (*store.Key, error) { return tx.KeyByOrder(ctx, o.GetId()) })
-	if err != nil || j == nil || j.State.Final() {
+	k, j, err := c.lockKey(ctx, tx, o.GetCertificateId(), func(k *store.Key) bool { return k.OrderID == o.GetId() && k.OrderID != "" })
+	if err != nil || j == nil {
 		return err
 	}
 	before := j.Revision

@@ -104,9 +104,13 @@ func (c *Core) lockJob(ctx context.Context, tx *store.Tx, jobID, certificateID s
 
 // ensurePlan makes or finds the plan of a certificate, and locks it.
 func (c *Core) ensurePlan(ctx context.Context, tx *store.Tx, cert *inventoryv1.Certificate, createdBy string) (*store.Plan, error) {
-	return tx.EnsurePlan(ctx, &store.Plan{
+	return tx.EnsurePlan(ctx, c.newPlan(cert, createdBy))
+}
+
+func (c *Core) newPlan(cert *inventoryv1.Certificate, createdBy string) *store.Plan {
+	return &store.Plan{
 		CertificateID: cert.GetId(), PolicyID: cert.GetPolicyId(), CertificateStatus: cert.GetStatus().String(), RequestedBy: createdBy, CreateTime: c.now(),
-	})
+	}
 }
 
 // jobOpen is 409 with the job in the way.

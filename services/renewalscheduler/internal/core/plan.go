@@ -131,29 +131,20 @@ func earliest(policy *store.Policy, certificateID string, keys []store.PlanKey, 
 	return first, of, ok
 }
 
-// planHandler opens the job of a plan that is due.
-func (c *Core) planHandler(queue *lease.Table) lease.Handler {
-	return func(ctx context.Context, l lease.Lease) error {
-		rec, err := c.record(ctx, l.ID)
-		if err != nil {
-			return err
-		}
-		opened := false
-		err = c.store.Tx(ctx, func(ctx context.Context, tx *store.Tx) error {
-			if err := tx.HoldLease(ctx, queue, l); err != nil {
-				return err
-			}
-			opened, err = c.startPlan(ctx, tx, l.ID, rec)
-			return err
-		})
-		if err != nil {
-			return fmt.Errorf("open job for %s: %w", l.ID, err)
-		}
-		if opened {
-			c.Kick()
-		}
-		return nil
+// workPlan opens the job of a plan that is due.
+func (c *Core) workPlan(ctx context.Context, l lease.Lease) error {
+	rec, err := c.record(ctx, l.ID)
+	if err != nil {
+		return err
 	}
+	opened, err := c.together.starts.Do(ctx, start{lease: l, record: rec})
+	if err != nil {
+		return fmt.Errorf("open job for %s: %w", l.ID, err)
+	}
+	if opened {
+		c.Kick()
+	}
+	return nil
 }
 
 // startPlan opens the job of a due plan whose lease is held, unless the plan is of another mind when it is made anew.

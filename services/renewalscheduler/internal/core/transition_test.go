@@ -137,11 +137,17 @@ func TestPlansOfAChangedPolicyAreComputedInBatches(t *testing.T) {
 	start := time.Now().UTC().Truncate(time.Second)
 	const plans = 2*staleBatch + 50
 	require.NoError(t, c.store.Tx(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+		var ids []string
 		for i := range plans {
-			id := fmt.Sprintf("cert-%04d", i)
-			p, err := tx.EnsurePlan(ctx, &store.Plan{CertificateID: id, PolicyID: "pol-default", CertificateStatus: "ACTIVE", RequestedBy: "anna", CreateTime: start})
+			ids = append(ids, fmt.Sprintf("cert-%04d", i))
+			_, err := tx.EnsurePlan(ctx, &store.Plan{CertificateID: ids[i], PolicyID: "pol-default", CertificateStatus: "ACTIVE", RequestedBy: "anna", CreateTime: start})
 			require.NoError(t, err)
-			require.NoError(t, tx.SavePlanKeys(ctx, []store.PlanKey{{CertificateID: id, AgentID: "agent-1", Version: 1, NotBefore: start, NotAfter: start.Add(90 * 24 * time.Hour)}}))
+		}
+		require.NoError(t, tx.Hold(ctx, ids...))
+		for _, id := range ids {
+			p, err := tx.LockPlan(ctx, id)
+			require.NoError(t, err)
+			tx.SavePlanKeys(store.PlanKey{CertificateID: id, AgentID: "agent-1", Version: 1, NotBefore: start, NotAfter: start.Add(90 * 24 * time.Hour)})
 			require.NoError(t, c.refreshPlan(ctx, tx, p))
 		}
 		return nil

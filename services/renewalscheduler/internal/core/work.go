@@ -51,6 +51,7 @@ type work struct {
 	*Core
 	lease lease.Lease
 	job   *store.Job
+	keys  []*store.Key
 	rec   *inventoryv1.CertificateRecord
 	// troubled: an order says in this look why it is still open.
 	troubled bool
@@ -85,11 +86,14 @@ func (c *Core) Watch(ctx context.Context) (tick.Result, error) {
 
 // workJob takes a job as far as it goes now, and gives it back.
 func (c *Core) workJob(ctx context.Context, l lease.Lease) error {
-	j, err := c.store.Job(ctx, l.ID)
+	seen, ok, err := c.together.jobs.Get(ctx, l.ID)
 	if err != nil {
 		return fmt.Errorf("read job: %w", err)
 	}
-	w := &work{Core: c, lease: l, job: j}
+	if !ok {
+		return fmt.Errorf("read job: %w", store.ErrNotFound)
+	}
+	w := &work{Core: c, lease: l, job: seen.job, keys: seen.keys}
 	next, err := w.step(ctx)
 	for err == nil && next.IsZero() && !w.job.State.Final() {
 		next, err = w.step(ctx)
@@ -107,7 +111,7 @@ func (c *Core) workJob(ctx context.Context, l lease.Lease) error {
 	if w.job.State.Final() {
 		return nil
 	}
-	if err := c.store.ReleaseJob(ctx, release); err != nil {
+	if _, err := c.together.releases.Do(ctx, release); err != nil {
 		return err
 	}
 	if !release.Next.After(c.now()) {
@@ -136,7 +140,8 @@ func (c *Core) postpone(ctx context.Context, w *work, late *postponed) error {
 	if err != nil {
 		return err
 	}
-	return c.store.ReleaseJob(ctx, store.Release{Lease: w.lease, Revision: w.job.Revision, Next: c.now().Add(wait)})
+	_, err = c.together.releases.Do(ctx, store.Release{Lease: w.lease, Revision: w.job.Revision, Next: c.now().Add(wait)})
+	return err
 }
 
 // step does what the state asks for. A zero time asks for another step at once.
@@ -166,31 +171,29 @@ func (w *work) step(ctx context.Context) (next time.Time, err error) {
 	}
 }
 
-// change runs fn on the locked job if it is as this worker last saw it, and then on: fn changes and stores it.
+// change runs fn on the locked job if it is as this worker last saw it, and then on: fn changes and stores it. It may run more than once.
 func (w *work) change(ctx context.Context, fn func(ctx context.Context, tx *store.Tx, j *store.Job) error) error {
-	var after *store.Job
-	err := w.store.Tx(ctx, func(ctx context.Context, tx *store.Tx) error {
-		j, err := w.lockJob(ctx, tx, w.job.ID, w.job.CertificateID)
+	after, err := w.together.changes.Do(ctx, edit{ctx: ctx, seen: w.job, make: fn})
+	if err == nil {
+		w.job, w.keys = after.job, after.keys
+	}
+	return err
+}
+
+// arrangeAnew is arrange for the keys as they are.
+func (w *work) arrangeAnew(ctx context.Context) error {
+	return w.change(ctx, func(ctx context.Context, tx *store.Tx, j *store.Job) error {
+		keys, err := tx.Keys(ctx, j.ID)
 		if err != nil {
 			return err
 		}
-		if j.Revision != w.job.Revision {
-			return errGone
+		if slices.ContainsFunc(keys, w.left) {
+			if keys, err = w.dropLeft(ctx, tx, j, keys); err != nil {
+				return err
+			}
 		}
-		if err := fn(ctx, tx, j); err != nil {
-			return err
-		}
-		after = j
-		if j.Revision == w.job.Revision {
-			return nil
-		}
-		tx.Changed(store.Jobs)
-		return nil
+		return w.arrange(ctx, tx, j, keys)
 	})
-	if err == nil {
-		w.job = after
-	}
-	return err
 }
 
 func (w *work) finish(ctx context.Context, e ending) error {
@@ -340,34 +343,18 @@ func (w *work) nextID(ctx context.Context, tx *store.Tx, k *store.Key) error {
 
 // stepKeys takes each key of the job on: tasks are made, orders are submitted, and what came back is stored.
 func (w *work) stepKeys(ctx context.Context) (next time.Time, err error) {
-	keys, err := w.store.Keys(ctx, w.job.ID)
-	if err != nil {
-		return next, err
-	}
-	if slices.ContainsFunc(keys, w.left) {
-		return next, w.change(ctx, func(ctx context.Context, tx *store.Tx, j *store.Job) error {
-			keys, err := w.dropLeft(ctx, tx, j, keys)
-			if err != nil {
-				return err
-			}
-			return w.arrange(ctx, tx, j, keys)
-		})
-	}
-	if slices.ContainsFunc(keys, func(k *store.Key) bool { return k.State == store.KeyAwaitingCSR && k.CsrPEM != "" }) {
+	keys := w.keys
+	switch {
+	case slices.ContainsFunc(keys, w.left):
+		return next, w.arrangeAnew(ctx)
+	case slices.ContainsFunc(keys, func(k *store.Key) bool { return k.State == store.KeyAwaitingCSR && k.CsrPEM != "" }):
 		// A CSR has come: the last moment before the CA, and so the last look at the approval.
 		if passed, err := w.gate(ctx); err != nil || !passed {
 			return next, err
 		}
-		return next, w.change(ctx, func(ctx context.Context, tx *store.Tx, j *store.Job) error {
-			keys, err := tx.Keys(ctx, j.ID)
-			if err != nil {
-				return err
-			}
-			return w.arrange(ctx, tx, j, keys)
-		})
-	}
-	if slices.ContainsFunc(keys, func(k *store.Key) bool { return k.State == store.KeyAwaitingCSR && k.TaskID == "" && k.AgentID != "" }) {
-		return next, w.change(ctx, func(ctx context.Context, tx *store.Tx, j *store.Job) error { return w.arrange(ctx, tx, j, keys) })
+		return next, w.arrangeAnew(ctx)
+	case slices.ContainsFunc(keys, func(k *store.Key) bool { return k.State == store.KeyAwaitingCSR && k.TaskID == "" && k.AgentID != "" }):
+		return next, w.arrangeAnew(ctx)
 	}
 	return w.callPeers(ctx, keys)
 }
@@ -458,7 +445,9 @@ func (w *work) orderIs(ctx context.Context, k *store.Key, o *issuancev1.Order) e
 		return &postponed{errs.New(errs.Internal, "WRONG_ORDER", "asked for order %s, the answer is about %q", k.OrderID, o.GetId())}
 	}
 	w.troubled = w.troubled || o.GetLastError().GetReason() != ""
-	return w.change(ctx, func(ctx context.Context, tx *store.Tx, j *store.Job) error { return w.applyOrder(ctx, tx, j, k, o) })
+	return w.changeKey(ctx, k, func(ctx context.Context, tx *store.Tx, j *store.Job, k *store.Key) error {
+		return w.applyOrder(ctx, tx, j, k, o)
+	})
 }
 
 // failure is why a key did not come to a certificate.
@@ -469,7 +458,24 @@ type failure struct {
 }
 
 func (w *work) keyFailed(ctx context.Context, k *store.Key, f failure) error {
-	return w.change(ctx, func(ctx context.Context, tx *store.Tx, j *store.Job) error { return w.failKey(ctx, tx, j, k, f) })
+	return w.changeKey(ctx, k, func(ctx context.Context, tx *store.Tx, j *store.Job, k *store.Key) error {
+		return w.failKey(ctx, tx, j, k, f)
+	})
+}
+
+// changeKey is change with one of the keys, as it is stored.
+func (w *work) changeKey(ctx context.Context, of *store.Key, fn func(ctx context.Context, tx *store.Tx, j *store.Job, k *store.Key) error) error {
+	return w.change(ctx, func(ctx context.Context, tx *store.Tx, j *store.Job) error {
+		keys, err := tx.Keys(ctx, j.ID)
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(keys, func(k *store.Key) bool { return k.AgentID == of.AgentID })
+		if i < 0 {
+			return errGone
+		}
+		return fn(ctx, tx, j, keys[i])
+	})
 }
 
 // applyOrder stores how an order stands on the key of a locked job, and what follows for the job.

@@ -2,10 +2,12 @@ package store
 
 import (
 	"context"
-	"errors"
+	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/certctl/certctl/pkg/lease"
@@ -45,12 +47,46 @@ func (q Queries) Job(ctx context.Context, id string) (*Job, error) {
 
 // LockJob reads one and keeps it from changing until the transaction ends; ErrNotFound.
 func (t *Tx) LockJob(ctx context.Context, id string) (*Job, error) {
+	if row := t.heldJob(id); row != nil {
+		j := row.Job
+		return &j, nil
+	}
 	return one(t.selectJobs(ctx, `id = $1 FOR UPDATE`, id))
 }
 
 // OpenJob reads the open ISSUE or RENEW job of a certificate; ErrNotFound.
 func (q Queries) OpenJob(ctx context.Context, certificateID string) (*Job, error) {
 	return one(q.selectJobs(ctx, `certificate_id = $1 AND type IN ('ISSUE', 'RENEW') AND end_time IS NULL`, certificateID))
+}
+
+// OpenJob is OpenJob of the queries.
+func (t *Tx) OpenJob(ctx context.Context, certificateID string) (*Job, error) {
+	if t.holds(certificateID) {
+		return one(t.held.openJobs(certificateID, (*Job).MakesKeys), nil)
+	}
+	return t.Queries.OpenJob(ctx, certificateID)
+}
+
+// WithOpenJob is WithOpenJob of the queries.
+func (t *Tx) WithOpenJob(ctx context.Context, certificateIDs []string) ([]string, error) {
+	if !t.holds(certificateIDs...) {
+		return t.Queries.WithOpenJob(ctx, certificateIDs)
+	}
+	var out []string
+	for _, id := range certificateIDs {
+		if len(t.held.openJobs(id, (*Job).MakesKeys)) > 0 {
+			out = append(out, id)
+		}
+	}
+	return out, nil
+}
+
+// OpenDeployJob is OpenDeployJob of the queries.
+func (t *Tx) OpenDeployJob(ctx context.Context, certificateID, targetID string) (*Job, error) {
+	if t.holds(certificateID) {
+		return one(t.held.openJobs(certificateID, func(j *Job) bool { return j.Type == Deploy && j.TargetID == targetID }), nil)
+	}
+	return t.Queries.OpenDeployJob(ctx, certificateID, targetID)
 }
 
 // WithOpenJob tells which of the certificates have an open ISSUE or RENEW job.
@@ -79,6 +115,9 @@ func (q Queries) OpenDeployJob(ctx context.Context, certificateID, targetID stri
 
 // OpenJobs reads and locks all open jobs of a certificate.
 func (t *Tx) OpenJobs(ctx context.Context, certificateID string) ([]*Job, error) {
+	if t.holds(certificateID) {
+		return t.held.openJobs(certificateID, func(*Job) bool { return true }), nil
+	}
 	return t.selectJobs(ctx, `certificate_id = $1 AND end_time IS NULL ORDER BY id FOR UPDATE`, certificateID)
 }
 
@@ -89,17 +128,82 @@ func (q Queries) Overdue(ctx context.Context, now time.Time, limit int) ([]*Job,
 
 // InsertJob stores a new job; ErrOpen when an open one is in the way.
 func (t *Tx) InsertJob(ctx context.Context, j *Job) error {
-	// Of the two partial unique indexes at most one speaks of a job, so that DO NOTHING means just that.
-	tag, err := t.tx.Exec(ctx, `INSERT INTO jobs (id, type, state, certificate_id, target_id, retry_of, max_attempts, requested_by, askers, create_time,
- deadline_time, due_time) VALUES ($1, $2, 'PENDING', $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT DO NOTHING`,
-		j.ID, j.Type, j.CertificateID, j.TargetID, j.RetryOf, j.MaxAttempts, j.RequestedBy, j.Askers, j.CreateTime, j.DeadlineTime, j.DueTime)
-	if err != nil {
-		return fmt.Errorf("store job: %w", err)
+	if t.holds(j.CertificateID) {
+		return t.held.insertJob(j)
 	}
-	if tag.RowsAffected() == 0 {
+	return t.insertJobs(ctx, []*heldJob{{Job: *j}})
+}
+
+// insertJobs stores new jobs as they are by now; ErrOpen when an open one is in the way of any.
+func (t *Tx) insertJobs(ctx context.Context, jobs []*heldJob) error {
+	if len(jobs) == 0 {
+		return nil
+	}
+	c, err := jobArrays(jobs)
+	if err != nil {
+		return err
+	}
+	// Of the two partial unique indexes at most one speaks of a job, so that DO NOTHING means just that.
+	tag, err := t.db.Exec(ctx, `INSERT INTO jobs (id, type, state, certificate_id, target_id, retry_of, attempt, max_attempts, error_reason, error_message,
+ requested_by, askers, approved_by, approval_subject, approval_comment, create_time, start_time, end_time, deadline_time, due_time, revision)
+SELECT e.id, n.type, e.state, n.certificate_id, n.target_id, n.retry_of, e.attempt, n.max_attempts, e.error_reason, e.error_message, n.requested_by,
+ `+askersOf+`, e.approved_by, e.approval_subject, e.approval_comment, n.create_time, e.start_time, e.end_time, e.deadline_time, e.due_time, e.revision
+ FROM `+jobRows+` JOIN unnest($15::text[], $16::text[], $17::text[], $18::text[], $19::text[], $20::integer[], $21::text[], $22::timestamptz[])
+ AS n (id, type, certificate_id, target_id, retry_of, max_attempts, requested_by, create_time) ON n.id = e.id ORDER BY e.id ON CONFLICT DO NOTHING`,
+		append(c.args(), c.ids, c.types, c.certificates, c.targets, c.retries, c.most, c.requestedBy, c.created)...)
+	if err != nil {
+		return fmt.Errorf("store jobs: %w", err)
+	}
+	if tag.RowsAffected() < int64(len(jobs)) {
 		return ErrOpen
 	}
 	return nil
+}
+
+// jobColumnar are the arrays of the statements that store jobs.
+type jobColumnar struct {
+	ids, states, reasons, messages, askers, approvedBy, subjects, comments []string
+	attempts                                                               []int
+	revisions                                                              []int32
+	started, ended, deadlines, due                                         []*time.Time
+	// What never changes.
+	types, certificates, targets, retries, requestedBy []string
+	most                                               []int
+	created                                            []time.Time
+}
+
+const jobRows = `unnest($1::text[], $2::text[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::timestamptz[],
+ $11::timestamptz[], $12::timestamptz[], $13::timestamptz[], $14::integer[])
+ AS e (id, state, attempt, error_reason, error_message, askers, approved_by, approval_subject, approval_comment, start_time, end_time, deadline_time,
+ due_time, revision)`
+
+// askersOf reads a list that is passed as JSON: an array of arrays would have to be a rectangle.
+const askersOf = `ARRAY(SELECT a.who FROM jsonb_array_elements_text(e.askers::jsonb) WITH ORDINALITY AS a (who, place) ORDER BY a.place)`
+
+func jobArrays(jobs []*heldJob) (jobColumnar, error) {
+	var c jobColumnar
+	for _, j := range jobs {
+		askers, err := json.Marshal(j.Askers)
+		if err != nil {
+			return c, fmt.Errorf("encode askers: %w", err)
+		}
+		c.ids, c.states, c.attempts = append(c.ids, j.ID), append(c.states, string(j.State)), append(c.attempts, j.Attempt)
+		c.reasons, c.messages = append(c.reasons, j.Error.Reason), append(c.messages, j.Error.Message)
+		c.askers, c.approvedBy = append(c.askers, string(askers)), append(c.approvedBy, j.ApprovedBy)
+		c.subjects, c.comments = append(c.subjects, j.ApprovalSubject), append(c.comments, j.ApprovalComment)
+		c.started, c.ended = append(c.started, sqlTime(j.StartTime)), append(c.ended, sqlTime(j.EndTime))
+		c.deadlines, c.due = append(c.deadlines, sqlTime(j.DeadlineTime)), append(c.due, sqlTime(j.DueTime))
+		c.revisions = append(c.revisions, j.Revision)
+		c.types, c.certificates, c.targets = append(c.types, string(j.Type)), append(c.certificates, j.CertificateID), append(c.targets, j.TargetID)
+		c.retries, c.requestedBy = append(c.retries, j.RetryOf), append(c.requestedBy, j.RequestedBy)
+		c.most, c.created = append(c.most, j.MaxAttempts), append(c.created, j.CreateTime)
+	}
+	return c, nil
+}
+
+func (c jobColumnar) args() []any {
+	return []any{c.ids, c.states, c.attempts, c.reasons, c.messages, c.askers, c.approvedBy, c.subjects, c.comments, c.started, c.ended, c.deadlines, c.due,
+		c.revisions}
 }
 
 // Move is a change of a job's state: compare-and-set on the states it may start from and on the revision.
@@ -111,22 +215,47 @@ type Move struct {
 
 // MoveJob makes the change and raises the revision; ErrChanged. A final job gives its lease back.
 func (t *Tx) MoveJob(ctx context.Context, m Move) error {
-	j := m.Job
-	from := make([]string, 0, len(m.From))
-	for _, s := range m.From {
-		from = append(from, string(s))
+	if row := t.heldJob(m.Job.ID); row != nil {
+		return t.held.move(row, m)
 	}
-	err := t.tx.QueryRow(ctx, `UPDATE jobs SET state = $4, attempt = $5, error_reason = $6, error_message = $7, askers = $8, approved_by = $9,
- approval_subject = $10, approval_comment = $11, start_time = $12, end_time = $13, deadline_time = $14, due_time = $15, revision = revision + 1,
- lease_id = CASE WHEN $13::timestamptz IS NULL THEN lease_id END, lease_until = CASE WHEN $13::timestamptz IS NULL THEN lease_until END
- WHERE id = $1 AND state = ANY($2::text[]) AND revision = $3 RETURNING revision`,
-		j.ID, from, j.Revision, j.State, j.Attempt, j.Error.Reason, j.Error.Message, j.Askers, j.ApprovedBy, j.ApprovalSubject, j.ApprovalComment,
-		sqlTime(j.StartTime), sqlTime(j.EndTime), sqlTime(j.DeadlineTime), sqlTime(j.DueTime)).Scan(&j.Revision)
+	to := *m.Job
+	to.Revision++
+	if err := t.moveJobs(ctx, []*heldJob{{Job: to, from: m.From, revision: m.Job.Revision}}); err != nil {
+		return err
+	}
+	m.Job.Revision = to.Revision
+	return nil
+}
+
+// moveJobs stores changed jobs that are as they were; ErrChanged when any is not.
+func (t *Tx) moveJobs(ctx context.Context, jobs []*heldJob) error {
+	if len(jobs) == 0 {
+		return nil
+	}
+	c, err := jobArrays(jobs)
 	if err != nil {
-		if errors.Is(err, pgx.ErrNoRows) {
-			return ErrChanged
+		return err
+	}
+	var from []string
+	var were []int32
+	for _, j := range jobs {
+		states := make([]string, 0, len(j.from))
+		for _, s := range j.from {
+			states = append(states, string(s))
 		}
-		return fmt.Errorf("move job to %s: %w", j.State, err)
+		from, were = append(from, strings.Join(states, " ")), append(were, j.revision)
+	}
+	tag, err := t.db.Exec(ctx, `UPDATE jobs j SET state = e.state, attempt = e.attempt, error_reason = e.error_reason, error_message = e.error_message,
+ askers = `+askersOf+`, approved_by = e.approved_by, approval_subject = e.approval_subject, approval_comment = e.approval_comment,
+ start_time = e.start_time, end_time = e.end_time, deadline_time = e.deadline_time, due_time = e.due_time, revision = e.revision,
+ lease_id = CASE WHEN e.end_time IS NULL THEN j.lease_id END, lease_until = CASE WHEN e.end_time IS NULL THEN j.lease_until END
+ FROM `+jobRows+` JOIN unnest($1::text[], $15::text[], $16::integer[]) AS w (id, states, revision) ON w.id = e.id
+ WHERE j.id = e.id AND j.state = ANY(string_to_array(w.states, ' ')) AND j.revision = w.revision`, append(c.args(), from, were)...)
+	if err != nil {
+		return fmt.Errorf("move jobs: %w", err)
+	}
+	if tag.RowsAffected() < int64(len(jobs)) {
+		return ErrChanged
 	}
 	return nil
 }
@@ -146,15 +275,30 @@ type Release struct {
 	Worked bool
 }
 
-// ReleaseJob gives an open job back. A job that ended, or that another worker has, stays as it is.
-func (q Queries) ReleaseJob(ctx context.Context, r Release) error {
-	_, err := q.db.Exec(ctx, `UPDATE jobs SET lease_id = NULL, lease_until = NULL, attempts = CASE WHEN $5 THEN 0 ELSE attempts END,
- due_time = CASE WHEN revision = $3 THEN $4 ELSE due_time END WHERE id = $1 AND lease_id = $2`,
-		r.Lease.ID, r.Lease.LeaseID, r.Revision, r.Next, r.Worked)
+// ReleaseJobs gives open jobs back. Those that ended, or that another worker has, stay as they are.
+func (q Queries) ReleaseJobs(ctx context.Context, releases []Release) error {
+	var ids []string
+	var leases []uuid.UUID
+	var revisions []int32
+	var next []time.Time
+	var worked []bool
+	for _, r := range releases {
+		ids, leases, revisions = append(ids, r.Lease.ID), append(leases, r.Lease.LeaseID), append(revisions, r.Revision)
+		next, worked = append(next, r.Next), append(worked, r.Worked)
+	}
+	_, err := q.db.Exec(ctx, `UPDATE jobs j SET lease_id = NULL, lease_until = NULL, attempts = CASE WHEN e.worked THEN 0 ELSE j.attempts END,
+ due_time = CASE WHEN j.revision = e.revision THEN e.next ELSE j.due_time END
+ FROM unnest($1::text[], $2::uuid[], $3::integer[], $4::timestamptz[], $5::boolean[]) AS e (id, lease_id, revision, next, worked)
+ WHERE j.id = e.id AND j.lease_id = e.lease_id`, ids, leases, revisions, next, worked)
 	if err != nil {
-		return fmt.Errorf("give job back: %w", err)
+		return fmt.Errorf("give jobs back: %w", err)
 	}
 	return nil
+}
+
+// JobsByID reads those of the ids that exist.
+func (q Queries) JobsByID(ctx context.Context, ids []string) ([]*Job, error) {
+	return q.selectJobs(ctx, `id = ANY($1)`, ids)
 }
 
 // JobFilter selects jobs; empty fields select all.

@@ -58,20 +58,6 @@ func (q Queries) KeysOf(ctx context.Context, jobs []*Job) (map[string][]*Key, er
 	return out, nil
 }
 
-// KeyByTask finds the key that a task is for; ErrNotFound.
-func (q Queries) KeyByTask(ctx context.Context, taskID string) (*Key, error) {
-	id, err := uuid.Parse(taskID)
-	if err != nil {
-		return nil, ErrNotFound // an id that is none belongs to no task
-	}
-	return one(q.keys(ctx, `task_id = $1`, id))
-}
-
-// KeyByOrder finds the key that an order is for; ErrNotFound.
-func (q Queries) KeyByOrder(ctx context.Context, orderID string) (*Key, error) {
-	return one(q.keys(ctx, `order_id = $1`, orderID))
-}
-
 // OrdersWithKey tells which of the orders are for keys of jobs.
 func (q Queries) OrdersWithKey(ctx context.Context, orderIDs []string) ([]string, error) {
 	rows, err := q.db.Query(ctx, `SELECT order_id FROM job_keys WHERE order_id = ANY($1)`, orderIDs)
@@ -85,41 +71,124 @@ func (q Queries) OrdersWithKey(ctx context.Context, orderIDs []string) ([]string
 	return ids, nil
 }
 
+// Keys is Keys of the queries.
+func (t *Tx) Keys(ctx context.Context, jobID string) ([]*Key, error) {
+	if j := t.heldJob(jobID); j != nil {
+		return j.sortedKeys(), nil
+	}
+	return t.Queries.Keys(ctx, jobID)
+}
+
 // AddKeys adds keys to a job; those that it has stay as they are.
 func (t *Tx) AddKeys(ctx context.Context, keys ...*Key) error {
+	var others []*Key
 	for _, k := range keys {
-		_, err := t.tx.Exec(ctx, `INSERT INTO job_keys (job_id, agent_id, state, csr_pem) VALUES ($1, $2, $3, $4)
- ON CONFLICT (job_id, agent_id) DO NOTHING`, k.JobID, k.AgentID, k.State, k.CsrPEM)
-		if err != nil {
-			return fmt.Errorf("store job key: %w", err)
+		if j := t.heldJob(k.JobID); j != nil {
+			j.addKey(k)
+			continue
 		}
+		others = append(others, k)
 	}
-	return nil
+	return t.insertKeys(ctx, others)
 }
 
 // SaveKey stores a key of a locked job.
 func (t *Tx) SaveKey(ctx context.Context, k *Key) error {
-	task, err := sqlUUID(k.TaskID)
+	if j := t.heldJob(k.JobID); j != nil {
+		return j.saveKey(k)
+	}
+	return t.updateKeys(ctx, []*Key{k})
+}
+
+// DeleteKey takes a key off a locked job.
+func (t *Tx) DeleteKey(ctx context.Context, k *Key) error {
+	if j := t.heldJob(k.JobID); j != nil {
+		j.dropKey(k)
+		return nil
+	}
+	return t.deleteKeys(ctx, []*Key{k})
+}
+
+// keyColumnar are the arrays of the statements about keys.
+type keyColumnar struct {
+	jobs, agents, states, csrs, reasons, messages []string
+	tasks                                         []*uuid.UUID
+	orders                                        []*string
+	versions                                      []int32
+	permanent, keep                               []bool
+	requests                                      [][]byte
+}
+
+func keyArrays(keys []*Key) (keyColumnar, error) {
+	var c keyColumnar
+	for _, k := range keys {
+		task, err := sqlUUID(k.TaskID)
+		if err != nil {
+			return c, err
+		}
+		c.jobs, c.agents, c.states, c.csrs = append(c.jobs, k.JobID), append(c.agents, k.AgentID), append(c.states, string(k.State)), append(c.csrs, k.CsrPEM)
+		c.tasks, c.orders, c.versions = append(c.tasks, task), append(c.orders, sqlText(k.OrderID)), append(c.versions, k.Version)
+		c.reasons, c.messages = append(c.reasons, k.Error.Reason), append(c.messages, k.Error.Message)
+		c.permanent, c.keep, c.requests = append(c.permanent, k.Permanent), append(c.keep, k.KeepCSR), append(c.requests, k.OrderRequest)
+	}
+	return c, nil
+}
+
+const keyRows = `unnest($1::text[], $2::text[], $3::text[], $4::uuid[], $5::text[], $6::text[], $7::integer[], $8::text[], $9::text[], $10::boolean[],
+ $11::boolean[], $12::bytea[]) AS e (job_id, agent_id, state, task_id, csr_pem, order_id, version, error_reason, error_message, permanent, keep_csr,
+ order_request)`
+
+func (c keyColumnar) args() []any {
+	return []any{c.jobs, c.agents, c.states, c.tasks, c.csrs, c.orders, c.versions, c.reasons, c.messages, c.permanent, c.keep, c.requests}
+}
+
+func (t *Tx) insertKeys(ctx context.Context, keys []*Key) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	c, err := keyArrays(keys)
 	if err != nil {
 		return err
 	}
-	tag, err := t.tx.Exec(ctx, `UPDATE job_keys SET state = $3, task_id = $4, csr_pem = $5, order_id = $6, version = $7, error_reason = $8,
- error_message = $9, permanent = $10, keep_csr = $11, order_request = $12 WHERE job_id = $1 AND agent_id = $2`,
-		k.JobID, k.AgentID, k.State, task, k.CsrPEM, sqlText(k.OrderID), k.Version, k.Error.Reason, k.Error.Message, k.Permanent, k.KeepCSR,
-		k.OrderRequest)
+	_, err = t.db.Exec(ctx, `INSERT INTO job_keys (`+keyColumns+`) SELECT `+keyColumns+` FROM `+keyRows+` ON CONFLICT (job_id, agent_id) DO NOTHING`, c.args()...)
 	if err != nil {
-		return fmt.Errorf("store job key: %w", err)
+		return fmt.Errorf("store job keys: %w", err)
 	}
-	if tag.RowsAffected() == 0 {
+	return nil
+}
+
+func (t *Tx) updateKeys(ctx context.Context, keys []*Key) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	c, err := keyArrays(keys)
+	if err != nil {
+		return err
+	}
+	tag, err := t.db.Exec(ctx, `UPDATE job_keys k SET state = e.state, task_id = e.task_id, csr_pem = e.csr_pem, order_id = e.order_id, version = e.version,
+ error_reason = e.error_reason, error_message = e.error_message, permanent = e.permanent, keep_csr = e.keep_csr, order_request = e.order_request
+ FROM `+keyRows+` WHERE k.job_id = e.job_id AND k.agent_id = e.agent_id`, c.args()...)
+	if err != nil {
+		return fmt.Errorf("store job keys: %w", err)
+	}
+	if tag.RowsAffected() < int64(len(keys)) {
 		return ErrNotFound
 	}
 	return nil
 }
 
-// DeleteKey takes a key off a locked job.
-func (t *Tx) DeleteKey(ctx context.Context, k *Key) error {
-	if _, err := t.tx.Exec(ctx, `DELETE FROM job_keys WHERE job_id = $1 AND agent_id = $2`, k.JobID, k.AgentID); err != nil {
-		return fmt.Errorf("delete job key: %w", err)
+func (t *Tx) deleteKeys(ctx context.Context, keys []*Key) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	var jobs, agents []string
+	for _, k := range keys {
+		jobs, agents = append(jobs, k.JobID), append(agents, k.AgentID)
+	}
+	_, err := t.db.Exec(ctx, `DELETE FROM job_keys k USING unnest($1::text[], $2::text[]) AS e (job_id, agent_id)
+ WHERE k.job_id = e.job_id AND k.agent_id = e.agent_id`, jobs, agents)
+	if err != nil {
+		return fmt.Errorf("delete job keys: %w", err)
 	}
 	return nil
 }

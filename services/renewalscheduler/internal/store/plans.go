@@ -3,10 +3,14 @@ package store
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/certctl/certctl/pkg/lease"
 )
 
 const planColumns = `id, state, policy_id, policy_revision, certificate_status, requested_by, renew_at, not_after, rule, freeze_reason, frozen_until,
@@ -41,31 +45,80 @@ func (q Queries) Plan(ctx context.Context, certificateID string) (*Plan, error) 
 // LockPlan reads the plan of a certificate and keeps it from changing until the transaction ends; ErrNotFound. Whoever
 // locks a plan and a job locks the plan first.
 func (t *Tx) LockPlan(ctx context.Context, certificateID string) (*Plan, error) {
+	if t.holds(certificateID) {
+		return one(t.held.plansOf([]string{certificateID}), nil)
+	}
 	return one(t.plans(ctx, `id = $1 FOR UPDATE`, certificateID))
 }
 
 // EnsurePlan makes the plan of a certificate if there is none, and locks it.
 func (t *Tx) EnsurePlan(ctx context.Context, p *Plan) (*Plan, error) {
-	_, err := t.tx.Exec(ctx, `INSERT INTO plans (id, state, policy_id, policy_revision, certificate_status, requested_by, create_time, update_time)
- VALUES ($1, 'IDLE', $2, 0, $3, $4, $5, $5) ON CONFLICT (id) DO NOTHING`, p.CertificateID, p.PolicyID, p.CertificateStatus, p.RequestedBy, p.CreateTime)
-	if err != nil {
-		return nil, fmt.Errorf("store plan: %w", err)
+	if t.holds(p.CertificateID) && t.held.plans[p.CertificateID] != nil {
+		return t.LockPlan(ctx, p.CertificateID)
+	}
+	if err := t.EnsurePlans(ctx, []*Plan{p}); err != nil {
+		return nil, err
 	}
 	return t.LockPlan(ctx, p.CertificateID)
 }
 
-// LockPlans is LockPlan of many, in the order of their ids. Those that are not there are left out.
-func (t *Tx) LockPlans(ctx context.Context, certificateIDs []string) ([]*Plan, error) {
-	return t.plans(ctx, `id = ANY($1) ORDER BY id FOR UPDATE`, certificateIDs)
+// EnsurePlans makes the plans that there are not, before Hold.
+func (t *Tx) EnsurePlans(ctx context.Context, plans []*Plan) error {
+	if len(plans) == 0 {
+		return nil
+	}
+	var ids, policies, statuses, askers []string
+	var created []time.Time
+	for _, p := range plans {
+		ids, policies, statuses = append(ids, p.CertificateID), append(policies, p.PolicyID), append(statuses, p.CertificateStatus)
+		askers, created = append(askers, p.RequestedBy), append(created, p.CreateTime)
+	}
+	_, err := t.db.Exec(ctx, `INSERT INTO plans (id, state, policy_id, policy_revision, certificate_status, requested_by, create_time, update_time)
+SELECT id, 'IDLE', policy_id, 0, status, requested_by, create_time, create_time
+ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[]) AS e (id, policy_id, status, requested_by, create_time)
+ ORDER BY id ON CONFLICT (id) DO NOTHING`, ids, policies, statuses, askers, created)
+	if err != nil {
+		return fmt.Errorf("store plans: %w", err)
+	}
+	return nil
+}
+
+// LeasedPlans locks those of claimed plans whose leases hold, and gives the ids of their certificates.
+func (t *Tx) LeasedPlans(ctx context.Context, leases []lease.Lease) ([]string, error) {
+	ids, tokens := make([]string, 0, len(leases)), make([]uuid.UUID, 0, len(leases))
+	for _, l := range leases {
+		ids, tokens = append(ids, l.ID), append(tokens, l.LeaseID)
+	}
+	rows, err := t.db.Query(ctx, `SELECT p.id FROM plans p JOIN unnest($1::text[], $2::uuid[]) AS l (id, lease_id) ON p.id = l.id AND p.lease_id = l.lease_id
+ ORDER BY p.id FOR UPDATE OF p`, ids, tokens)
+	if err != nil {
+		return nil, fmt.Errorf("lock claimed plans: %w", err)
+	}
+	held, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("lock claimed plans: %w", err)
+	}
+	return held, nil
 }
 
 // SavePlans stores locked plans and gives back their leases.
 func (t *Tx) SavePlans(ctx context.Context, plans []*Plan) error {
+	ids := make([]string, 0, len(plans))
+	for _, p := range plans {
+		ids = append(ids, p.CertificateID)
+	}
+	if t.holds(ids...) {
+		return t.held.savePlans(plans)
+	}
+	return t.updatePlans(ctx, plans)
+}
+
+func (t *Tx) updatePlans(ctx context.Context, plans []*Plan) error {
 	var c planColumnar
 	for _, p := range plans {
 		c.add(p)
 	}
-	_, err := t.tx.Exec(ctx, `UPDATE plans p SET state = e.state, policy_id = e.policy_id, policy_revision = e.policy_revision,
+	_, err := t.db.Exec(ctx, `UPDATE plans p SET state = e.state, policy_id = e.policy_id, policy_revision = e.policy_revision,
  certificate_status = e.certificate_status, renew_at = e.renew_at, not_after = e.not_after, rule = e.rule, freeze_reason = e.freeze_reason,
  frozen_until = e.frozen_until, failures = e.failures, retry_time = e.retry_time, reopen = e.reopen, update_time = e.update_time,
  due_time = e.due_time, subject = e.subject, subject_by = e.subject_by, reissue = e.reissue, attempts = 0, lease_id = NULL, lease_until = NULL
@@ -142,6 +195,20 @@ func (q Queries) PlanKeys(ctx context.Context, certificateID string) ([]PlanKey,
 	return all[certificateID], err
 }
 
+// PlanKeys is PlanKeys of the queries.
+func (t *Tx) PlanKeys(ctx context.Context, certificateID string) ([]PlanKey, error) {
+	all, err := t.PlanKeysOf(ctx, []string{certificateID})
+	return all[certificateID], err
+}
+
+// PlanKeysOf is PlanKeysOf of the queries.
+func (t *Tx) PlanKeysOf(ctx context.Context, certificateIDs []string) (map[string][]PlanKey, error) {
+	if t.holds(certificateIDs...) {
+		return t.held.planKeys, nil
+	}
+	return t.Queries.PlanKeysOf(ctx, certificateIDs)
+}
+
 // PlanKeysOf is PlanKeys of many, by certificate.
 func (q Queries) PlanKeysOf(ctx context.Context, certificateIDs []string) (map[string][]PlanKey, error) {
 	rows, err := q.db.Query(ctx, `SELECT certificate_id, agent_id, version, not_before, not_after FROM plan_keys
@@ -160,8 +227,10 @@ func (q Queries) PlanKeysOf(ctx context.Context, certificateIDs []string) (map[s
 	return out, nil
 }
 
-// SavePlanKeys stores the newest versions for keys, no two for one key; an older one than is known is left out.
-func (t *Tx) SavePlanKeys(ctx context.Context, keys []PlanKey) error {
+// SavePlanKeys stores the newest versions for keys of held certificates; an older one than is known is left out.
+func (t *Tx) SavePlanKeys(keys ...PlanKey) { t.held.savePlanKeys(keys) }
+
+func (t *Tx) upsertPlanKeys(ctx context.Context, keys []PlanKey) error {
 	var certificates, agents []string
 	var versions []int32
 	var begins, ends []time.Time
@@ -169,7 +238,7 @@ func (t *Tx) SavePlanKeys(ctx context.Context, keys []PlanKey) error {
 		certificates, agents, versions = append(certificates, k.CertificateID), append(agents, k.AgentID), append(versions, k.Version)
 		begins, ends = append(begins, k.NotBefore), append(ends, k.NotAfter)
 	}
-	_, err := t.tx.Exec(ctx, `INSERT INTO plan_keys AS k (certificate_id, agent_id, version, not_before, not_after)
+	_, err := t.db.Exec(ctx, `INSERT INTO plan_keys AS k (certificate_id, agent_id, version, not_before, not_after)
 SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::timestamptz[], $5::timestamptz[])
  ON CONFLICT (certificate_id, agent_id) DO UPDATE SET version = excluded.version, not_before = excluded.not_before, not_after = excluded.not_after
  WHERE k.version < excluded.version`, certificates, agents, versions, begins, ends)
@@ -181,7 +250,16 @@ SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::timestamptz[], $
 
 // KeepPlanKeys forgets the keys of all but these holders.
 func (t *Tx) KeepPlanKeys(ctx context.Context, certificateID string, holders []string) error {
-	_, err := t.tx.Exec(ctx, `DELETE FROM plan_keys WHERE certificate_id = $1 AND NOT agent_id = ANY($2)`, certificateID, holders)
+	if t.holds(certificateID) {
+		all := t.held.planKeys[certificateID]
+		kept := slices.DeleteFunc(slices.Clone(all), func(k PlanKey) bool { return !slices.Contains(holders, k.AgentID) })
+		if len(kept) == len(all) {
+			return nil
+		}
+		t.held.planKeys[certificateID] = kept
+		maps.DeleteFunc(t.held.newest, func(of [2]string, _ PlanKey) bool { return of[0] == certificateID && !slices.Contains(holders, of[1]) })
+	}
+	_, err := t.db.Exec(ctx, `DELETE FROM plan_keys WHERE certificate_id = $1 AND NOT agent_id = ANY($2)`, certificateID, holders)
 	if err != nil {
 		return fmt.Errorf("forget plan keys: %w", err)
 	}
@@ -218,7 +296,7 @@ func (t *Tx) AddCancellation(ctx context.Context, taskID, jobID string, due time
 	if err != nil {
 		return fmt.Errorf("parse task id: %w", err)
 	}
-	_, err = t.tx.Exec(ctx, `INSERT INTO task_cancellations (id, job_id, due_time) VALUES ($1, $2, $3) ON CONFLICT (id) DO NOTHING`, id, jobID, due)
+	_, err = t.db.Exec(ctx, `INSERT INTO task_cancellations (id, job_id, due_time) VALUES ($1, $2, $3) ON CONFLICT (id) DO NOTHING`, id, jobID, due)
 	if err != nil {
 		return fmt.Errorf("store task cancellation: %w", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -68,6 +69,39 @@ func (q Queries) Policy(ctx context.Context, id string) (*Policy, error) {
 // PoliciesByID reads those of the ids that exist.
 func (q Queries) PoliciesByID(ctx context.Context, ids []string) ([]*Policy, error) {
 	return q.policies(ctx, `id = ANY($1) ORDER BY id`, ids)
+}
+
+// Policy is Policy of the queries; a transaction that has locked something with Hold asks once.
+func (t *Tx) Policy(ctx context.Context, id string) (*Policy, error) {
+	return one(t.PoliciesByID(ctx, []string{id}))
+}
+
+// PoliciesByID is PoliciesByID of the queries; see Policy.
+func (t *Tx) PoliciesByID(ctx context.Context, ids []string) ([]*Policy, error) {
+	if t.held == nil {
+		return t.Queries.PoliciesByID(ctx, ids)
+	}
+	known := t.held.policies
+	unknown := slices.DeleteFunc(slices.Clone(ids), func(id string) bool { _, ok := known[id]; return ok })
+	if len(unknown) > 0 {
+		found, err := t.Queries.PoliciesByID(ctx, unknown)
+		if err != nil {
+			return nil, err
+		}
+		for _, id := range unknown {
+			known[id] = nil
+		}
+		for _, p := range found {
+			known[p.ID] = p
+		}
+	}
+	out := make([]*Policy, 0, len(ids))
+	for _, id := range ids {
+		if p := known[id]; p != nil {
+			out = append(out, p)
+		}
+	}
+	return out, nil
 }
 
 // LockPolicy reads one and keeps it from changing until the transaction ends; ErrNotFound.

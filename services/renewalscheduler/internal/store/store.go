@@ -65,6 +65,7 @@ type Tx struct {
 	tx          pgx.Tx
 	events      []outbox.Event
 	collections []string
+	held        *held // nil: nothing was locked with Hold
 }
 
 // New makes a store; now is the clock that rows become due by, nil is the database's.
@@ -120,6 +121,9 @@ func In(ctx context.Context, tx pgx.Tx, fn func(ctx context.Context, tx *Tx) err
 
 // finish writes what was gathered. Revisions come last: their rows are shared by all writers.
 func (t *Tx) finish(ctx context.Context) error {
+	if err := t.flush(ctx); err != nil {
+		return err
+	}
 	if len(t.events) > 0 {
 		if err := outbox.Add(ctx, t.tx, t.events...); err != nil {
 			return err
@@ -173,11 +177,6 @@ func (t *Tx) Once(ctx context.Context, eventID string) (bool, error) {
 
 // Changed raises the revisions of collections with the transaction.
 func (t *Tx) Changed(collections ...string) { t.collections = append(t.collections, collections...) }
-
-// HoldLease locks a claimed row of a queue for the rest of the transaction; lease.ErrLost when it is another's now.
-func (t *Tx) HoldLease(ctx context.Context, q *lease.Table, l lease.Lease) error {
-	return q.Hold(ctx, t.tx, l)
-}
 
 // DeleteLease deletes a claimed row.
 func (t *Tx) DeleteLease(ctx context.Context, q *lease.Table, l lease.Lease) error {

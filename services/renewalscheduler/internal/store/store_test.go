@@ -21,6 +21,7 @@ const fill = `
 INSERT INTO plans (id, state, policy_id, policy_revision, certificate_status, requested_by, renew_at, create_time, update_time, due_time)
 SELECT 'cert-' || n, 'SCHEDULED', 'pol-default', 1, 'ACTIVE', 'anna', now() + n * interval '1 minute', now(), now(), now() + n * interval '1 minute'
   FROM generate_series(1, 20000) n;
+INSERT INTO plan_keys (certificate_id, agent_id, version, not_before, not_after) SELECT 'cert-' || n, 'agent-' || n % 1000, 1, now(), now() FROM generate_series(1, 20000) n;
 INSERT INTO jobs (id, type, state, certificate_id, target_id, max_attempts, requested_by, askers, create_time, deadline_time, due_time, end_time)
 SELECT 'job-' || n, CASE WHEN n % 10 = 0 THEN 'DEPLOY' ELSE 'RENEW' END, CASE WHEN n % 500 = 0 THEN 'FAILED' ELSE 'COMPLETED' END, 'cert-' || n % 20000,
   CASE WHEN n % 10 = 0 THEN 'target-' || n % 5000 ELSE '' END, 5, 'anna', '{anna}', now() - n * interval '1 minute', now(), NULL, now()
@@ -103,8 +104,9 @@ func TestListsAndClaimsOfManyRowsUseIndexes(t *testing.T) {
 	require.NoError(t, err)
 	_, err = q.LastJob(t.Context(), "cert-7")
 	require.NoError(t, err)
-	_, err = q.KeyByOrder(t.Context(), "ord-7")
+	_, err = q.OrdersWithKey(t.Context(), []string{"ord-7"})
 	require.NoError(t, err)
+	require.NoError(t, (&store.Tx{Queries: q}).Hold(t.Context(), "cert-7", "cert-open-7", "cert-8"))
 	for _, table := range []*lease.Table{st.JobQueue(), st.ScheduledPlans(), st.RetryingPlans()} {
 		_, err = table.Claim(t.Context(), e, 25, time.Minute)
 		require.NoError(t, err)
