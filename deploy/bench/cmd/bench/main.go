@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -34,19 +35,19 @@ func run(ctx context.Context, args []string) error {
 		size, err := strconv.Atoi(args[2])
 		return errors.Join(err, limit.Serve(ctx, args[1], size))
 	}
-	if len(args) == 3 && args[0] == "page" {
-		return page(args[1], args[2])
+	if len(args) == 2 && args[0] == "page" {
+		return page(args[1])
 	}
 	return measure(ctx, args)
 }
 
-// page draws a report that was written before.
-func page(from, to string) error {
-	r, err := report.Read(from)
+// page draws the report of a directory anew.
+func page(dir string) error {
+	r, err := report.Read(dir)
 	if err != nil {
 		return err
 	}
-	return report.WritePage(r, to)
+	return r.Write(dir)
 }
 
 func measure(ctx context.Context, args []string) error {
@@ -56,7 +57,7 @@ func measure(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.StringVar(&o.Binary, "certctl", "bin/certctl", "the program to measure")
 	flags.StringVar(&o.Dir, "dir", filepath.Join(os.TempDir(), "certctl-bench"), "where data lies; what is there is used again")
-	out := flags.String("out", "docs/bench", "directory for report.json and index.html")
+	out := flags.String("out", "docs/bench", "directory for report.json and index.html; with -only, figures that are there stay")
 	sizes := flags.String("sizes", "1000,100000", "numbers of certificates, each an installation of its own")
 	only := flags.String("only", "", "measure these alone: "+strings.Join(trial.Names(), ","))
 	flags.DurationVar(&o.For, "for", 10*time.Second, "how long each load lasts")
@@ -64,11 +65,11 @@ func measure(ctx context.Context, args []string) error {
 	flags.IntVar(&o.Workers, "connections", 16, "connections of the load")
 	flags.IntVar(&o.Agents, "agents", 10_000, "agents that are connected at once")
 	flags.IntVar(&o.Renewals, "renewals", 10_000, "certificates of the storm")
+	flags.IntVar(&o.Events, "events", 0, "audit events in the data (0: one for each certificate)")
 	flags.IntVar(&o.Revoked, "revoked", 0, "revoked certificates in the data (0: one in a hundred)")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	o.Command = "go run ./deploy/bench/cmd/bench -sizes " + *sizes
 	if *only != "" {
 		o.Only = strings.Split(*only, ",")
 	}
@@ -83,13 +84,20 @@ func measure(ctx context.Context, args []string) error {
 	if o.Binary, err = filepath.Abs(o.Binary); err != nil {
 		return fmt.Errorf("-certctl: %w", err)
 	}
-	r := report.New(ctx, "go run ./deploy/bench/cmd/bench "+strings.Join(args, " "))
-	failed := trial.Run(ctx, o, r)
-	if len(r.Figures) == 0 {
-		return failed
+	r, err := report.Open(ctx, *out, "go run ./deploy/bench/cmd/bench "+strings.Join(asked(flags), " "), *only != "")
+	if err != nil {
+		return err
 	}
-	if err := os.MkdirAll(*out, 0o750); err != nil {
-		return errors.Join(failed, err)
-	}
-	return errors.Join(failed, r.Write(filepath.Join(*out, "report.json")), report.WritePage(r, filepath.Join(*out, "index.html")))
+	return trial.Run(ctx, o, r)
+}
+
+// asked gives the flags that say what is measured, without those that name places of this machine.
+func asked(flags *flag.FlagSet) []string {
+	var out []string
+	flags.Visit(func(f *flag.Flag) {
+		if !slices.Contains([]string{"certctl", "dir", "out", "only"}, f.Name) {
+			out = append(out, "-"+f.Name, f.Value.String())
+		}
+	})
+	return out
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"html/template"
 	"os"
-	"strings"
 )
 
 //go:embed page.html
@@ -26,11 +25,11 @@ type group struct {
 	Bars    []bar
 }
 
-// WritePage writes the page of a report.
-func WritePage(r *Report, path string) error {
+// writePage writes the page of a report.
+func writePage(r *Report, path string) error {
 	t, err := template.New("page").Funcs(template.FuncMap{
 		"us": func(us float64) string { return fmt.Sprintf("%.0f", us) }, "mib": func(n int64) string { return fmt.Sprintf("%d", n>>20) },
-		"ratio": func(v float64) string { return fmt.Sprintf("%.2f", v) }, "count": count,
+		"ratio": func(v float64) string { return fmt.Sprintf("%.2f", v) }, "count": count, "data": dataOf,
 	}).Parse(pageHTML)
 	if err != nil {
 		return fmt.Errorf("read the page's template: %w", err)
@@ -58,12 +57,21 @@ func count(v any) string {
 	return text
 }
 
+// dataOf says how much there was.
+func dataOf(certificates int, also string) string {
+	text := count(certificates) + " certificates"
+	if also != "" {
+		text += ", " + also
+	}
+	return text
+}
+
 // groups puts figures together by the first part of their names, in the order of the report.
 func groups(figures []Figure) []group {
 	var out []group
 	at := map[string]int{}
 	for _, f := range figures {
-		name, _, _ := strings.Cut(f.Name, "/")
+		name := f.Trial()
 		i, ok := at[name]
 		if !ok {
 			i = len(out)
@@ -95,7 +103,7 @@ func bars(figures []Figure) []bar {
 			continue
 		}
 		out = append(out, bar{
-			Label: fmt.Sprintf("%s, %s certificates", f.Name, count(f.Certificates)), Width: 100 * f.Reading.Throughput / most, Limit: 100 * f.Limit.Throughput / most,
+			Label: f.Name + ", " + dataOf(f.Certificates, f.Also), Width: 100 * f.Reading.Throughput / most, Limit: 100 * f.Limit.Throughput / most,
 			Text: fmt.Sprintf("%s/s of %s/s (%s)", count(f.Reading.Throughput), count(f.Limit.Throughput), f.Limit.What),
 		})
 	}

@@ -207,6 +207,12 @@ func (s *Site) separate(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	var names []string
+	for replica := range s.cfg.Replicas {
+		host, _, _ := net.SplitHostPort(at(s.Address(), replica)) // of our own making
+		names = append(names, host)
+	}
+	s.shared = append(s.shared, "CERTCTL_TLS_NAMES="+strings.Join(names, ","))
 	return nil
 }
 

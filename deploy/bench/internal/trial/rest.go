@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -15,6 +16,17 @@ import (
 type writer struct {
 	once   sync.Once
 	client *http.Client
+	// gateways, "host:port", are asked in turn; none: the site's.
+	gateways []string
+	turn     atomic.Uint64
+}
+
+// base is the address of the gateway whose turn it is.
+func (b *bench) base() string {
+	if len(b.writer.gateways) == 0 {
+		return b.site.URL
+	}
+	return "https://" + b.writer.gateways[b.writer.turn.Add(1)%uint64(len(b.writer.gateways))]
 }
 
 // post sends a body and wants success; took, if given, gets how long that was.
@@ -26,7 +38,7 @@ func (b *bench) post(ctx context.Context, path string, body any, took *time.Dura
 	if err != nil {
 		return nil, fmt.Errorf("write request: %w", err)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, b.site.URL+path, bytes.NewReader(text))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, b.base()+path, bytes.NewReader(text))
 	if err != nil {
 		return nil, fmt.Errorf("post %s: %w", path, err)
 	}

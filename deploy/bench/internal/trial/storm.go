@@ -31,51 +31,70 @@ const (
 // storm has certificates issued on real agents that make the keys and deploy to files, all wanted at once: what a renewal of them all
 // asks of everybody, and the requests that create them besides.
 func storm(ctx context.Context, b *bench) error {
-	run, stop := context.WithCancel(ctx)
-	var agents errgroup.Group
-	defer func() { _ = agents.Wait() }()
-	defer stop()
-	prefix := fmt.Sprintf("storm-%d", time.Now().Unix())
-	dir := filepath.Join(b.Dir, prefix)
-	for i := range stormAgents {
-		name := fmt.Sprintf("%s-%03d", prefix, i)
-		agents.Go(func() error {
-			return agent.Run(run, agent.Config{Server: b.site.URL, ServerCA: filepath.Join(b.site.Dir(), "ca.crt"), Name: name,
-				DataDir: filepath.Join(dir, name), JoinToken: secretbox.NewSecret(site.JoinToken)}, agent.Deps{Log: zap.NewNop()})
-		})
-	}
-	ids, err := b.enrolled(ctx, prefix)
+	fleet, err := b.enrol(ctx, fmt.Sprintf("storm-%d", time.Now().Unix()), stormAgents, []string{b.site.Address()})
 	if err != nil {
 		return err
 	}
+	defer fleet.stop()
 	quiet, err := b.listing(ctx, func(ctx context.Context) error { return pause(ctx, b.For) })
 	if err != nil {
 		return err
 	}
-	return b.issueAll(ctx, prefix, dir, ids, quiet)
+	return b.issueAll(ctx, fleet, quiet)
+}
+
+// stormFleet are real agents that run in this process.
+type stormFleet struct {
+	prefix, dir string
+	ids         []string
+	cancel      context.CancelFunc
+	agents      errgroup.Group
+}
+
+func (f *stormFleet) stop() {
+	f.cancel()
+	_ = f.agents.Wait()
+}
+
+// enrol starts agents that connect to the gateways in turn, and waits until all are online.
+func (b *bench) enrol(ctx context.Context, prefix string, n int, gateways []string) (*stormFleet, error) {
+	run, cancel := context.WithCancel(ctx)
+	f := &stormFleet{prefix: prefix, dir: filepath.Join(b.Dir, prefix), cancel: cancel}
+	for i := range n {
+		name := fmt.Sprintf("%s-%03d", prefix, i)
+		f.agents.Go(func() error {
+			return agent.Run(run, agent.Config{Server: "https://" + gateways[i%len(gateways)], ServerCA: filepath.Join(b.site.Dir(), "ca.crt"), Name: name,
+				DataDir: filepath.Join(f.dir, name), JoinToken: secretbox.NewSecret(site.JoinToken)}, agent.Deps{Log: zap.NewNop()})
+		})
+	}
+	err := b.until(ctx, "all agents to be online", func() (ok bool, err error) {
+		f.ids, err = b.ids(ctx, fmt.Sprintf("SELECT id FROM inventory.agents WHERE status = 'ONLINE' AND name LIKE '%s-%%' ORDER BY name", prefix))
+		return len(f.ids) == n, err
+	})
+	if err != nil {
+		f.stop()
+		return nil, err
+	}
+	return f, nil
 }
 
 // issueAll has all of them wanted as fast as clients can say so, and waits until each is served.
-func (b *bench) issueAll(ctx context.Context, prefix, dir string, agents []string, quiet load.Latency) error {
+func (b *bench) issueAll(ctx context.Context, fleet *stormFleet, quiet load.Latency) error {
 	var began time.Time
-	m := newPeak(b)
-	watching, enough := context.WithCancel(ctx)
-	var watcher sync.WaitGroup
-	watcher.Go(func() { m.watch(watching) })
+	m := watchPeak(ctx, b)
 	var result load.Latency
 	reading, err := b.meter().Around(ctx, func() load.Result {
 		began = time.Now()
 		var failed error
 		result, failed = b.listing(ctx, func(ctx context.Context) error {
-			if err := b.want(ctx, prefix, dir, agents); err != nil {
+			if err := b.want(ctx, fleet.prefix, fleet, b.Renewals); err != nil {
 				return err
 			}
-			return b.served(ctx, prefix, 1)
+			return b.served(ctx, fleet.prefix, b.Renewals, 1)
 		})
 		return load.Result{Planned: b.Renewals, Elapsed: time.Since(began), Err: failed}
 	}, load.Plan{})
-	enough()
-	watcher.Wait()
+	m.enough()
 	if err != nil {
 		return err
 	}
@@ -116,17 +135,9 @@ func (b *bench) listing(ctx context.Context, work func(ctx context.Context) erro
 	return r.Latency, errors.Join(err, r.Err)
 }
 
-// enrolled waits for the agents and gives their ids.
-func (b *bench) enrolled(ctx context.Context, prefix string) (ids []string, err error) {
-	return ids, b.until(ctx, "all agents to be online", func() (bool, error) {
-		ids, err = b.ids(ctx, fmt.Sprintf("SELECT id FROM inventory.agents WHERE status = 'ONLINE' AND name LIKE '%s-%%' ORDER BY name", prefix))
-		return len(ids) == stormAgents, err
-	})
-}
-
-// want creates a target and a certificate for each renewal to come.
-func (b *bench) want(ctx context.Context, prefix, dir string, agents []string) error {
-	if err := os.MkdirAll(filepath.Join(dir, "sites"), 0o700); err != nil {
+// want creates n targets and a certificate for each, as fast as clients can say so.
+func (b *bench) want(ctx context.Context, prefix string, fleet *stormFleet, n int) error {
+	if err := os.MkdirAll(filepath.Join(fleet.dir, "sites"), 0o700); err != nil {
 		return fmt.Errorf("make directory of sites: %w", err)
 	}
 	var next atomic.Int64
@@ -134,11 +145,11 @@ func (b *bench) want(ctx context.Context, prefix, dir string, agents []string) e
 	for range 16 {
 		g.Go(func() error {
 			for {
-				n := int(next.Add(1) - 1)
-				if n >= b.Renewals {
+				i := int(next.Add(1) - 1)
+				if i >= n {
 					return nil
 				}
-				if err := b.wantOne(ctx, fmt.Sprintf("%s-%05d", prefix, n), dir, agents[n%len(agents)]); err != nil {
+				if err := b.wantOne(ctx, fmt.Sprintf("%s-%05d", prefix, i), fleet.dir, fleet.ids[i%len(fleet.ids)]); err != nil {
 					return err
 				}
 			}
@@ -158,23 +169,34 @@ func (b *bench) wantOne(ctx context.Context, id, dir, agent string) error {
 	return err
 }
 
-// served waits until all certificates of the storm are served in a version.
-func (b *bench) served(ctx context.Context, prefix string, version int) error {
+// served waits until all n certificates of a prefix are served in a version.
+func (b *bench) served(ctx context.Context, prefix string, n, version int) error {
 	var said time.Time
 	return b.until(ctx, fmt.Sprintf("version %d to be served everywhere", version), func() (bool, error) {
-		var n, failed int
-		var why string
-		err := b.conn.QueryRow(ctx, `SELECT count(*) FILTER (WHERE status = 'SERVED' AND served_version >= $2), count(*) FILTER (WHERE status = 'FAILED'), COALESCE(max(error_message), '')
- FROM inventory.deployments WHERE certificate_id >= $1 || '-' AND certificate_id < $1 || '.'`, prefix, version).Scan(&n, &failed, &why)
-		if failed > 0 {
-			return false, fmt.Errorf("%d deployments have failed: %s", failed, why)
-		}
+		served, err := b.countServed(ctx, prefix, version)
 		if time.Since(said) > 5*time.Second {
 			said = time.Now()
-			b.Say("    version %d: %d of %d served", version, n, b.Renewals)
+			b.Say("    version %d: %d of %d served", version, served, n)
 		}
-		return n == b.Renewals, err
+		return served == n, err
 	})
+}
+
+// countServed counts the certificates of a prefix that are served in a version; one whose deployment has failed is an error.
+func (b *bench) countServed(ctx context.Context, prefix string, version int) (served int, err error) {
+	conn, err := b.site.Connect(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	var failed int
+	var why string
+	err = conn.QueryRow(ctx, `SELECT count(*) FILTER (WHERE status = 'SERVED' AND served_version >= $2), count(*) FILTER (WHERE status = 'FAILED'), COALESCE(max(error_message), '')
+ FROM inventory.deployments WHERE certificate_id >= $1 || '-' AND certificate_id < $1 || '.'`, prefix, version).Scan(&served, &failed, &why)
+	if failed > 0 {
+		return served, fmt.Errorf("%d deployments have failed: %s", failed, why)
+	}
+	return served, err
 }
 
 // until looks at a condition twice a second.
@@ -197,11 +219,24 @@ type peak struct {
 	bench *bench
 	most  map[string]int
 	over  int
+
+	cancel  context.CancelFunc
+	watcher sync.WaitGroup
 }
 
-func newPeak(b *bench) *peak { return &peak{bench: b, most: map[string]int{}} }
+// watchPeak looks until enough.
+func watchPeak(ctx context.Context, b *bench) *peak {
+	p := &peak{bench: b, most: map[string]int{}}
+	ctx, p.cancel = context.WithCancel(ctx)
+	p.watcher.Go(func() { p.watch(ctx) })
+	return p
+}
 
-// watch looks until ctx ends.
+func (p *peak) enough() {
+	p.cancel()
+	p.watcher.Wait()
+}
+
 func (p *peak) watch(ctx context.Context) {
 	conn, err := p.bench.site.Connect(ctx)
 	if err != nil {

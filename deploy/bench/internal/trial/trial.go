@@ -31,6 +31,8 @@ type Options struct {
 	// For is how long each load lasts; Workers are its connections.
 	For     time.Duration
 	Workers int
+	// Events are audit events; 0: as many as go with the certificates.
+	Events int
 	// Revoked are revoked certificates of the local issuer; 0: as many as go with the certificates.
 	Revoked int
 	// Agents connect at the same time.
@@ -39,8 +41,6 @@ type Options struct {
 	Renewals int
 	// Idle is how long an idle installation is looked at.
 	Idle time.Duration
-	// Command is what a reader types to have it again.
-	Command string
 	// Say is told what is being done.
 	Say func(format string, args ...any)
 }
@@ -151,7 +151,7 @@ func fillSettings() map[string]string {
 
 // open starts an installation that holds its data.
 func (b *bench) open(ctx context.Context, cfg site.Config) error {
-	dir := filepath.Join(b.Dir, strconv.Itoa(b.size))
+	dir := filepath.Join(b.Dir, strings.ReplaceAll(strings.TrimSpace(strconv.Itoa(b.size)+" "+b.also()), " ", "-"))
 	if err := b.fill(ctx, dir); err != nil {
 		return err
 	}
@@ -191,15 +191,29 @@ func (b *bench) fill(ctx context.Context, dir string) (err error) {
 	if b.Revoked > 0 {
 		size.Revoked = min(b.Revoked, size.Certificates)
 	}
+	if b.Events > 0 {
+		size.Events = b.Events
+	}
 	cfg := seed.Config{URL: s.DatabaseURL, Size: size, Seed: 1, InternalSecret: s.Secret, Progress: func(line string) { b.Say("fill: %s", line) }}
 	sum, err := seed.Fill(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	data := report.Data{Certificates: b.size, Rows: sum.Rows, Bytes: sum.Bytes, Seconds: sum.Took.Seconds()}
-	b.report.Data = append(b.report.Data, data)
+	b.report.Filled(report.Data{Certificates: b.size, Also: b.also(), Rows: sum.Rows, Bytes: sum.Bytes, Seconds: sum.Took.Seconds()})
 	b.Say("filled %d certificates in %s, %d MiB", b.size, sum.Took.Round(time.Second), sum.Bytes>>20)
 	return os.WriteFile(mark, []byte(sum.Took.String()), 0o600)
+}
+
+// also is what there is more of than goes with the certificates.
+func (b *bench) also() string {
+	var more []string
+	if b.Events > 0 {
+		more = append(more, fmt.Sprintf("%d events", b.Events))
+	}
+	if b.Revoked > 0 {
+		more = append(more, fmt.Sprintf("%d revoked", b.Revoked))
+	}
+	return strings.Join(more, " ")
 }
 
 // meter reads this installation.
@@ -207,10 +221,12 @@ func (b *bench) meter() meter.Meter { return meter.Meter{Processes: b.site.Proce
 
 // add takes a figure of this installation.
 func (b *bench) add(f report.Figure) {
-	f.Certificates, f.Command = b.size, b.Command+" -only "+strings.SplitN(f.Name, "/", 2)[0]
-	b.report.Add(f)
+	f.Certificates, f.Also = b.size, b.also()
+	if err := b.report.Add(f); err != nil {
+		b.Say("the report is not written: %v", err)
+	}
 	line := f.Value
-	if f.Reading != nil {
+	if f.Reading != nil && f.Reading.Latency.Max > 0 {
 		line = fmt.Sprintf("%.0f/s, p50 %s, p95 %s, p99 %s; %.2f statements; %.0f us of CPU; %s", f.Reading.Throughput, f.Reading.Latency.P50, f.Reading.Latency.P95,
 			f.Reading.Latency.P99, f.Reading.Statements, f.Reading.Busy()*1e6/max(f.Reading.Throughput, 1), f.Value)
 	}
