@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/certctl/certctl/pkg/testpg"
+	"github.com/certctl/certctl/pkg/tick"
 )
 
 // clockOff is how far a wrong clock is off.
@@ -288,7 +289,7 @@ func (d *chaosDatabase) crowd(t *testing.T) (heal func()) {
 			for ctx.Err() == nil {
 				conn, err := pgx.ConnectConfig(ctx, config)
 				if err != nil {
-					pause(ctx, time.Millisecond)
+					_ = tick.Wait(ctx, time.Millisecond)
 					continue
 				}
 				mu.Lock()

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/certctl/certctl/pkg/tick"
 	"io"
 	"maps"
 	"math/rand/v2"
@@ -69,7 +70,7 @@ func (c *chaosLoad) start(ctx context.Context, seed uint64) (stop func()) {
 					if err := work(ctx, client); err != nil {
 						c.complain(fmt.Errorf("%s: %w", client.name, err))
 					}
-					pause(ctx, 2*interval)
+					_ = tick.Wait(ctx, 2*interval)
 				}
 			})
 		}
@@ -114,7 +115,7 @@ func (c *client) ask(ctx context.Context, q request) (r reply, err error) {
 		default:
 			return r, nil
 		}
-		pause(ctx, 5*interval)
+		_ = tick.Wait(ctx, 5*interval)
 	}
 }
 
@@ -203,7 +204,7 @@ func createOne(ctx context.Context, c *client) error {
 			}
 			return err
 		}
-		pause(ctx, 5*interval)
+		_ = tick.Wait(ctx, 5*interval)
 	}
 	return ctx.Err()
 }
@@ -212,7 +213,7 @@ func createOne(ctx context.Context, c *client) error {
 func changeOne(ctx context.Context, c *client) error {
 	id, change := c.take()
 	if id == "" {
-		pause(ctx, 5*interval)
+		_ = tick.Wait(ctx, 5*interval)
 		return nil
 	}
 	began := time.Now()
@@ -281,7 +282,7 @@ func (c *client) follow(ctx context.Context, id, job string) error {
 				return fmt.Errorf("job %s of %s is still %s after %s: %v", job, id, status, chaosGivesUp, r.body)
 			}
 		}
-		pause(ctx, 5*interval)
+		_ = tick.Wait(ctx, 5*interval)
 	}
 	return ctx.Err()
 }
@@ -295,7 +296,7 @@ func readOne(ctx context.Context, c *client) error {
 		return err
 	}
 	c.tags[path] = r.tag
-	pause(ctx, 5*interval)
+	_ = tick.Wait(ctx, 5*interval)
 	return nil
 }
 

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"context"
+	"github.com/certctl/certctl/pkg/tick"
 	"math/rand/v2"
 	"net"
 	"sync"
@@ -81,7 +82,7 @@ func (w *wire) setUp(ctx context.Context) {
 	if w == nil {
 		return
 	}
-	pause(ctx, 2*w.delay())
+	_ = tick.Wait(ctx, 2*w.delay())
 	w.pass(ctx)
 }
 
@@ -113,7 +114,7 @@ func (w *wire) carry(ctx context.Context, to, from net.Conn) {
 			continue // until the sender has seen that the connection is gone
 		}
 		if d := time.Until(c.due); d > 0 {
-			pause(ctx, d)
+			_ = tick.Wait(ctx, d)
 		}
 		w.pass(ctx)
 		if _, err := to.Write(c.bytes); err != nil {

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/certctl/certctl/pkg/tick"
 	"github.com/stretchr/testify/require"
 )
 
@@ -139,7 +140,7 @@ func (c *chaos) play(s *script, l *chaosLoad, length time.Duration) bool {
 			heals[i] = c.inject(f)
 		}
 		for i, f := range faults {
-			pause(c.t.Context(), time.Until(began.Add(f.hold)))
+			_ = tick.Wait(c.t.Context(), time.Until(began.Add(f.hold)))
 			heals[i]()
 		}
 		healed := time.Now()
@@ -152,7 +153,7 @@ func (c *chaos) play(s *script, l *chaosLoad, length time.Duration) bool {
 // goesOn waits until some work that was begun after a moment has come to its end: false if it does not.
 func (c *chaos) goesOn(l *chaosLoad, when string, since time.Time) bool {
 	c.t.Helper()
-	for end := time.Now().Add(2 * patience); time.Now().Before(end); pause(c.t.Context(), interval) {
+	for end := time.Now().Add(2 * patience); time.Now().Before(end); _ = tick.Wait(c.t.Context(), interval) {
 		if l.finishedSince(since) >= chaosWorkers/2 {
 			return true
 		}
@@ -171,7 +172,7 @@ func (c *chaos) rest(most time.Duration) {
 	err := errors.New("not looked at")
 	for ctx.Err() == nil && (err != nil || len(left) > 0) {
 		left, err = c.unrest(ctx)
-		pause(ctx, 5*interval)
+		_ = tick.Wait(ctx, 5*interval)
 	}
 	c.t.Logf("at rest after %s; what is not: %v", time.Since(began).Round(10*time.Millisecond), left)
 }

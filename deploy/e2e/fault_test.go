@@ -22,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/certctl/certctl/pkg/testpg"
+	"github.com/certctl/certctl/pkg/tick"
 )
 
 // site is a pair of files on an agent's host that a target of type file keeps.
@@ -119,16 +120,6 @@ func (in *installation) stillRuns(t *testing.T) {
 	}
 }
 
-// pause waits for d or the end of ctx.
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-}
-
 // insist posts until there is an answer, as clients do: the same Idempotency-Key makes the repeats harmless. "Not now",
 // "not in time" and a lost connection are reasons to repeat; an internal error is not.
 func (in *installation) insist(ctx context.Context, key, path string, body object) error {
@@ -140,7 +131,7 @@ func (in *installation) insist(ctx context.Context, key, path string, body objec
 		status, answer, err := in.postOnce(ctx, key, path, b)
 		switch {
 		case err != nil || status == http.StatusServiceUnavailable || status == http.StatusGatewayTimeout:
-			pause(ctx, 5*interval)
+			_ = tick.Wait(ctx, 5*interval)
 		case status == http.StatusOK || status == http.StatusCreated:
 			return nil
 		default:
@@ -269,7 +260,7 @@ func TestAServerThatIsKilledAtRandomMomentsFinishesEachRenewalOnce(t *testing.T)
 			jobs[id] = in.renew(t, id)
 		}
 		after := time.Duration(moments.Int64N(int64(200 * time.Millisecond)))
-		pause(t.Context(), after)
+		_ = tick.Wait(t.Context(), after)
 		server.kill(t)
 		server.start(t)
 		in.ready(t)
@@ -304,7 +295,7 @@ func TestAnAgentThatIsKilledWhileItDeploysEndsServing(t *testing.T) {
 			jobs[id] = in.renew(t, id)
 		}
 		after := time.Duration(moments.Int64N(int64(150 * time.Millisecond)))
-		pause(t.Context(), after)
+		_ = tick.Wait(t.Context(), after)
 		p.kill(t)
 		p.start(t)
 		for id, job := range jobs {

@@ -36,6 +36,7 @@ import (
 	"github.com/certctl/certctl/pkg/connector/targettest"
 	"github.com/certctl/certctl/pkg/secretbox"
 	"github.com/certctl/certctl/pkg/testpg"
+	"github.com/certctl/certctl/pkg/tick"
 )
 
 // fleetToken is what the agents of a fleet join with.
@@ -371,7 +372,7 @@ func (f *fleet) watchConnections(ctx context.Context) (stop func() map[string]in
 	ctx, cancel := context.WithCancel(ctx)
 	var watching sync.WaitGroup
 	watching.Go(func() {
-		for ; ctx.Err() == nil; pause(ctx, 5*interval) {
+		for ; ctx.Err() == nil; _ = tick.Wait(ctx, 5*interval) {
 			answer, err := pool.Query(ctx, `SELECT substr(usename, length('certctl_') + 1), count(*)::int FROM pg_stat_activity WHERE usename LIKE 'certctl\_%' GROUP BY 1`)
 			if err != nil {
 				continue

@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/certctl/certctl/pkg/tick"
 	"github.com/stretchr/testify/require"
 )
 
@@ -112,7 +113,7 @@ func (l *rolling) ask(ctx context.Context, client *http.Client, q request) (r re
 		default:
 			return r, nil
 		}
-		pause(ctx, 5*interval)
+		_ = tick.Wait(ctx, 5*interval)
 	}
 }
 
@@ -219,7 +220,7 @@ func (l *rolling) create(ctx context.Context, client *http.Client) error {
 		if len(jobs) == 1 {
 			return l.follow(ctx, client, aliceKey, id, jobs[0].str("id"), began)
 		}
-		pause(ctx, 5*interval)
+		_ = tick.Wait(ctx, 5*interval)
 	}
 	return ctx.Err()
 }
@@ -228,7 +229,7 @@ func (l *rolling) create(ctx context.Context, client *http.Client) error {
 func (l *rolling) renew(ctx context.Context, client *http.Client) error {
 	id, version := l.take()
 	if id == "" {
-		pause(ctx, 5*interval)
+		_ = tick.Wait(ctx, 5*interval)
 		return nil
 	}
 	began := time.Now()
@@ -276,7 +277,7 @@ func (l *rolling) follow(ctx context.Context, client *http.Client, as, id, job s
 			l.took = append(l.took, time.Since(began))
 			return nil
 		}
-		pause(ctx, 5*interval)
+		_ = tick.Wait(ctx, 5*interval)
 	}
 	return ctx.Err()
 }
@@ -297,7 +298,7 @@ func (l *rolling) reader() func(context.Context, *http.Client) error {
 		l.mu.Lock()
 		l.read[r.status]++
 		l.mu.Unlock()
-		pause(ctx, 10*interval)
+		_ = tick.Wait(ctx, 10*interval)
 		return nil
 	}
 }

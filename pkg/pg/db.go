@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/certctl/certctl/pkg/secretbox"
+	"github.com/certctl/certctl/pkg/tick"
 )
 
 const (
@@ -208,7 +209,7 @@ func untilUp(ctx context.Context, wait time.Duration, log *zap.Logger, mends fun
 			log.Warn("waiting for the database", zap.Duration("waited", time.Since(began).Round(time.Second)), limit, zap.Error(Diagnose(err)))
 			said = time.Now()
 		}
-		if sleepErr := sleep(ctx, min(pause.NextBackOff(), wait-time.Since(began))); sleepErr != nil {
+		if sleepErr := tick.Wait(ctx, min(pause.NextBackOff(), wait-time.Since(began))); sleepErr != nil {
 			return Diagnose(errors.Join(sleepErr, err))
 		}
 	}
@@ -219,16 +220,4 @@ func newBackoff(first, most time.Duration) *backoff.ExponentialBackOff {
 	b.InitialInterval, b.MaxInterval = first, most
 	b.Reset()
 	return b
-}
-
-// sleep waits for d or the end of ctx, whose error it returns.
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
 }

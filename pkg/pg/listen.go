@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/certctl/certctl/pkg/tick"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.uber.org/zap"
@@ -49,7 +50,7 @@ func (db *DB) Listen(ctx context.Context, channels []string, fn func(Notificatio
 		}
 		wait := pause.NextBackOff()
 		db.log.Warn("lost the LISTEN connection", zap.Duration("again_in", wait), zap.Error(Diagnose(err)))
-		if sleep(ctx, wait) != nil {
+		if tick.Wait(ctx, wait) != nil {
 			return nil
 		}
 	}

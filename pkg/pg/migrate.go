@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/certctl/certctl/pkg/secretbox"
+	"github.com/certctl/certctl/pkg/tick"
 )
 
 const (
@@ -152,7 +153,7 @@ func (m *migrator) lock(ctx context.Context, conn *pgx.Conn) error {
 			m.log.Info("waiting for another migration of this schema", zap.Duration("waited", waited))
 			nextLog = time.Now().Add(lockLogEvery)
 		}
-		if err := sleep(ctx, pause.NextBackOff()); err != nil {
+		if err := tick.Wait(ctx, pause.NextBackOff()); err != nil {
 			return fmt.Errorf("wait for another migration of this schema: %w", err)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/certctl/certctl/pkg/secretbox"
+	"github.com/certctl/certctl/pkg/tick"
 )
 
 // Pool is a pool of connections that lives on when `certctl migrate` gives the role another password out of those that are
@@ -110,7 +111,7 @@ func (p *Pool) each(ctx context.Context, do func(*pgxpool.Pool) error) error {
 			return nil
 		case p.pool.Load() != pool && ctx.Err() == nil && lostPool(err):
 			continue // it was resized meanwhile
-		case !refusedForNumber(err) || time.Since(began) > connectionWait || sleep(ctx, connectionPoll) != nil:
+		case !refusedForNumber(err) || time.Since(began) > connectionWait || tick.Wait(ctx, connectionPoll) != nil:
 			return err
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/certctl/certctl/pkg/tick"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -189,7 +190,7 @@ func retryCatalog(ctx context.Context, f func() error) error {
 		if attempt == roleAttempts || !hasCode(err, codeInternalError, codeUniqueViolation, codeDuplicateObject, codeDuplicateSchema) {
 			return err
 		}
-		if sleep(ctx, pause.NextBackOff()) != nil {
+		if tick.Wait(ctx, pause.NextBackOff()) != nil {
 			return err
 		}
 	}

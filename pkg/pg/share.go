@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/certctl/certctl/pkg/run"
+	"github.com/certctl/certctl/pkg/tick"
 )
 
 // shareEvery is how often a process looks how many there are of its service.
@@ -29,7 +30,7 @@ func (db *DB) followShare(ctx context.Context, cfg Config, instance string) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	size := db.shareOnce(ctx, cfg, instance, Share(cfg.Quota, 1))
 	done := run.Go(func() error {
-		for sleep(ctx, shareEvery) == nil {
+		for tick.Wait(ctx, shareEvery) == nil {
 			size = db.shareOnce(ctx, cfg, instance, size)
 		}
 		return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/certctl/certctl/pkg/tick"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -35,7 +36,7 @@ func (db *DB) TxOptions(ctx context.Context, o pgx.TxOptions, fn func(ctx contex
 		if err == nil || attempt == txAttempts || !repeatable(err) {
 			return err
 		}
-		if sleep(ctx, pause.NextBackOff()) != nil {
+		if tick.Wait(ctx, pause.NextBackOff()) != nil {
 			return err
 		}
 	}

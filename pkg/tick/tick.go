@@ -4,6 +4,7 @@
 package tick
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -84,6 +85,18 @@ func (t *Ticker) closeEmpty() {
 	default:
 	}
 	close(t.c)
+}
+
+// Wait waits for d, or until ctx ends, whose cause it then returns.
+func Wait(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-timer.C:
+		return nil
+	}
 }
 
 // Jittered returns a duration drawn evenly from d×(1−jitter) to d×(1+jitter), at least one nanosecond. The jitter is

@@ -95,7 +95,7 @@ func (f *Fleet) run(ctx context.Context, c Credential) {
 			after = pause.next()
 			f.log.Debug("connection lost", zap.String("agent_id", a.id), zap.Error(explain(err)), zap.Duration("retry_in", after))
 		}
-		if !wait(ctx, after) {
+		if tick.Wait(ctx, after) != nil {
 			return
 		}
 	}

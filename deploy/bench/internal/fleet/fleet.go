@@ -20,6 +20,7 @@ import (
 
 	"github.com/certctl/certctl/pkg/load"
 	"github.com/certctl/certctl/pkg/secretbox"
+	"github.com/certctl/certctl/pkg/tick"
 )
 
 // Config says where the agents belong.
@@ -77,7 +78,7 @@ func Start(ctx context.Context, cfg Config) (*Fleet, error) {
 			after = time.Duration(float64(i) / cfg.Rate * float64(time.Second))
 		}
 		f.agents.Go(func() {
-			if wait(ctx, after) {
+			if tick.Wait(ctx, after) == nil {
 				f.run(ctx, c)
 			}
 		})
@@ -230,19 +231,4 @@ func explain(err error) error {
 		return fmt.Errorf("%w (connections to one address need a port each; see net.ipv4.ip_local_port_range)", err)
 	}
 	return err
-}
-
-// wait waits unless ctx ends; then it answers false.
-func wait(ctx context.Context, d time.Duration) bool {
-	if d <= 0 {
-		return ctx.Err() == nil
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/certctl/certctl/pkg/tick"
 	issuancev1 "github.com/certctl/certctl/proto/gen/go/certctl/issuance/v1"
 )
 
@@ -91,21 +92,9 @@ func (m *measure) drained(ctx context.Context) error {
 		if !waiting {
 			return nil
 		}
-		if err := wait(ctx, look); err != nil {
+		if err := tick.Wait(ctx, look); err != nil {
 			return fmt.Errorf("wait for the last events: %w", err)
 		}
-	}
-}
-
-// wait waits for a time; an error: ctx has ended.
-func wait(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
 	}
 }
 

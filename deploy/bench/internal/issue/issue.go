@@ -17,6 +17,7 @@ import (
 	"github.com/certctl/certctl/pkg/peertls"
 	"github.com/certctl/certctl/pkg/rpc"
 	"github.com/certctl/certctl/pkg/secretbox"
+	"github.com/certctl/certctl/pkg/tick"
 	issuancev1 "github.com/certctl/certctl/proto/gen/go/certctl/issuance/v1"
 	typev1 "github.com/certctl/certctl/proto/gen/go/certctl/type/v1"
 )
@@ -220,7 +221,7 @@ func (m *measure) end(ctx context.Context, requests []*issuancev1.SubmitOrderReq
 	if r.Done, err = m.done(ctx, requests); err != nil {
 		return Result{}, err
 	}
-	if err := wait(ctx, m.cfg.Settle); err != nil {
+	if err := tick.Wait(ctx, m.cfg.Settle); err != nil {
 		return Result{}, err
 	}
 	count, err := m.read(ctx)

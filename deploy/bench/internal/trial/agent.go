@@ -13,6 +13,7 @@ import (
 	"github.com/certctl/certctl/deploy/bench/internal/report"
 	"github.com/certctl/certctl/deploy/bench/internal/site"
 	"github.com/certctl/certctl/pkg/load"
+	"github.com/certctl/certctl/pkg/tick"
 )
 
 // The goals of agents.
@@ -61,7 +62,7 @@ func agents(ctx context.Context, b *bench) error {
 		return err
 	}
 	defer f.Close()
-	if err := pause(ctx, settling); err != nil {
+	if err := tick.Wait(ctx, settling); err != nil {
 		return err
 	}
 	if err := b.idleAgents(ctx, before); err != nil {
@@ -73,17 +74,6 @@ func agents(ctx context.Context, b *bench) error {
 	return b.pickup(ctx, f, credentials)
 }
 
-func pause(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
-}
-
 // rest looks at what everybody does for a while.
 func (b *bench) rest(ctx context.Context, d time.Duration) (cpu gauge.CPU, db gauge.Database, err error) {
 	if err := gauge.Reset(ctx, b.conn); err != nil {
@@ -93,7 +83,7 @@ func (b *bench) rest(ctx context.Context, d time.Duration) (cpu gauge.CPU, db ga
 	if err != nil {
 		return nil, db, err
 	}
-	if err := pause(ctx, d); err != nil {
+	if err := tick.Wait(ctx, d); err != nil {
 		return nil, db, err
 	}
 	last, err := b.site.Processes().CPU()
@@ -193,7 +183,7 @@ func (b *bench) pickup(ctx context.Context, f *fleet.Fleet, credentials []fleet.
 		if f.Waiting() == 0 {
 			break
 		}
-		if err := pause(ctx, 100*time.Millisecond); err != nil {
+		if err := tick.Wait(ctx, 100*time.Millisecond); err != nil {
 			return err
 		}
 	}
@@ -211,7 +201,7 @@ func idle(ctx context.Context, b *bench) error {
 		return err
 	}
 	defer f.Close()
-	if err := pause(ctx, settling); err != nil {
+	if err := tick.Wait(ctx, settling); err != nil {
 		return err
 	}
 	cpu, db, err := b.rest(ctx, b.Idle)

@@ -19,6 +19,7 @@ import (
 	"github.com/certctl/certctl/deploy/bench/internal/site"
 	"github.com/certctl/certctl/pkg/load"
 	"github.com/certctl/certctl/pkg/secretbox"
+	"github.com/certctl/certctl/pkg/tick"
 )
 
 // The storm: so many real agents, and how long it may take.
@@ -36,7 +37,7 @@ func storm(ctx context.Context, b *bench) error {
 		return err
 	}
 	defer fleet.stop()
-	quiet, err := b.listing(ctx, func(ctx context.Context) error { return pause(ctx, b.For) })
+	quiet, err := b.listing(ctx, func(ctx context.Context) error { return tick.Wait(ctx, b.For) })
 	if err != nil {
 		return err
 	}
@@ -208,7 +209,7 @@ func (b *bench) until(ctx context.Context, what string, holds func() (bool, erro
 		if ok || err != nil {
 			return err
 		}
-		if err := pause(ctx, 500*time.Millisecond); err != nil {
+		if err := tick.Wait(ctx, 500*time.Millisecond); err != nil {
 			return fmt.Errorf("waited for %s: %w", what, err)
 		}
 	}
@@ -244,7 +245,7 @@ func (p *peak) watch(ctx context.Context) {
 		return
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	for pause(ctx, 200*time.Millisecond) == nil {
+	for tick.Wait(ctx, 200*time.Millisecond) == nil {
 		rows, err := conn.Query(ctx, `SELECT r.rolname, r.rolconnlimit, count(*)::int FROM pg_stat_activity a JOIN pg_roles r ON r.rolname = a.usename
  WHERE r.rolname LIKE 'certctl\_%' GROUP BY 1, 2`)
 		if err != nil {

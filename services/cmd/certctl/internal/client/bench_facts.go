@@ -16,6 +16,7 @@ import (
 
 	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/load"
+	"github.com/certctl/certctl/pkg/tick"
 	"github.com/certctl/certctl/pkg/version"
 	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
 	schedulerv1 "github.com/certctl/certctl/proto/gen/go/certctl/renewalscheduler/v1"
@@ -220,7 +221,7 @@ func (b *bench) findReads(ctx context.Context) error {
 			break
 		}
 		token, b.report.Deepest = page.Next, len(ids)
-		if err := wait(ctx, walkPause); err != nil {
+		if err := tick.Wait(ctx, walkPause); err != nil {
 			return err
 		}
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/load"
+	"github.com/certctl/certctl/pkg/tick"
 	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
 	issuancev1 "github.com/certctl/certctl/proto/gen/go/certctl/issuance/v1"
 	schedulerv1 "github.com/certctl/certctl/proto/gen/go/certctl/renewalscheduler/v1"
@@ -196,7 +197,7 @@ func (w *benchWrite) patiently(ctx context.Context, do func() error) error {
 			return err
 		}
 		w.refused.Add(1)
-		if err := wait(ctx, patience(w.cfg.Poll, err)); err != nil {
+		if err := tick.Wait(ctx, patience(w.cfg.Poll, err)); err != nil {
 			return err
 		}
 	}
@@ -220,7 +221,7 @@ func (w *benchWrite) untilAll(ctx context.Context, is func(*benchCert) bool) err
 		if open == 0 {
 			return nil
 		}
-		if err := wait(ctx, lookPause); err != nil {
+		if err := tick.Wait(ctx, lookPause); err != nil {
 			return err
 		}
 	}

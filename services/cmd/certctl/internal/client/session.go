@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/certctl/certctl/pkg/errs"
+	"github.com/certctl/certctl/pkg/tick"
 	"github.com/certctl/certctl/services/cmd/certctl/internal/client/internal/show"
 )
 
@@ -117,22 +118,10 @@ func (s *session) call(ctx context.Context, m method, req proto.Message) (proto.
 	if d, ok := errs.From(err).RetryDelay(); ok {
 		pause = min(d, maxRetryPause)
 	}
-	if err := wait(ctx, pause); err != nil {
+	if err := tick.Wait(ctx, pause); err != nil {
 		return nil, err
 	}
 	return m.call(ctx, s.conn, req)
-}
-
-// wait ends after d, or with the context.
-func wait(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 func requestID(req proto.Message) protoreflect.FieldDescriptor {

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/certctl/certctl/pkg/errs"
+	"github.com/certctl/certctl/pkg/tick"
 )
 
 // waiting are --wait and --timeout.
@@ -84,7 +85,7 @@ func (s *session) until(ctx context.Context, check func(context.Context) (done b
 			away = true
 			s.note("the server does not answer; trying again")
 		}
-		if err := wait(ctx, patience(pause, err)); err != nil {
+		if err := tick.Wait(ctx, patience(pause, err)); err != nil {
 			return err
 		}
 		pause = min(pause*2, 8*s.cfg.Poll)
