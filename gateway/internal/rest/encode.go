@@ -8,37 +8,21 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"time"
-	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
-	"google.golang.org/protobuf/types/known/timestamppb"
+	"google.golang.org/protobuf/reflect/protoregistry"
 
 	"github.com/certctl/certctl/gateway/internal/problem"
 )
 
 // encoder writes messages in the JSON form of protobuf, with the same bytes as protojson with UseProtoNames and EmitUnpopulated, and
 // without its spaces, of which protojson puts some in at random. It is here because protojson takes most of the time of a list
-// (BenchmarkEncode): that looks up, sorts and quotes the names of the fields for each message anew.
+// (BenchmarkEncode): that looks up, sorts and quotes the names of the fields for each message anew. It reads messages as they are on
+// the wire (protobuf.dev/programming-guides/encoding), so that what comes from a service need not be read into Go's memory first.
 type encoder struct{ plans sync.Map }
-
-// plan is what is known of a type of messages.
-type plan struct {
-	// foreign types have a JSON form of their own; protojson writes them.
-	foreign bool
-	fields  []planned
-}
-
-// planned is a field.
-type planned struct {
-	fd protoreflect.FieldDescriptor
-	// name is quoted, with the colon.
-	name []byte
-	// optional is left out when it is not set; a message that is not set is null.
-	optional, message bool
-}
 
 // options of protojson, whose bytes these are.
 func options() protojson.MarshalOptions {
@@ -46,249 +30,297 @@ func options() protojson.MarshalOptions {
 }
 
 func (e *encoder) marshal(m proto.Message) ([]byte, error) {
+	wire := []byte(m.ProtoReflect().GetUnknown())
+	if proto.Size(m) != len(wire) { // else it was never read; see unread
+		var err error
+		if wire, err = proto.Marshal(m); err != nil {
+			return nil, fmt.Errorf("write %s: %w", m.ProtoReflect().Descriptor().FullName(), err)
+		}
+	}
 	const room = 256 // names and punctuation make the text about twice as long as the message
-	return e.message(make([]byte, 0, 2*proto.Size(m)+room), m.ProtoReflect())
+	return e.message(make([]byte, 0, 2*len(wire)+room), e.planOf(m.ProtoReflect().Descriptor()), wire)
 }
 
-func (e *encoder) planOf(md protoreflect.MessageDescriptor) *plan {
-	if known, ok := e.plans.Load(md); ok {
-		p, _ := known.(*plan)
-		return p
-	}
-	p := newPlan(md)
-	e.plans.Store(md, p)
-	return p
+// value is where a field is in a message: at the start and end of its last value, whose first one begins with the tag at first.
+// For bytes, strings and messages the start is behind the length.
+type value struct {
+	first, start, end int
+	many              bool
 }
 
-func newPlan(md protoreflect.MessageDescriptor) *plan {
-	p := &plan{foreign: md.ParentFile().Package() == "google.protobuf" || md.ExtensionRanges().Len() > 0}
-	for i := range md.Fields().Len() {
-		fd := md.Fields().Get(i)
-		p.foreign = p.foreign || fd.Kind() == protoreflect.GroupKind || fd.Syntax() == protoreflect.Proto2
-		p.fields = append(p.fields, planned{
-			fd: fd, name: append(strconv.AppendQuote(nil, string(fd.Name())), ':'),
-			optional: fd.ContainingOneof() != nil, message: !fd.IsList() && !fd.IsMap() && fd.Message() != nil,
-		})
+func (v value) found() bool { return v.end > 0 }
+
+// mostFields is up to how many fields a message is written without asking for memory.
+const mostFields = 48
+
+func (e *encoder) message(b []byte, p *plan, wire []byte) ([]byte, error) {
+	var room [mostFields]value
+	values := room[:]
+	if len(p.fields) > len(room) {
+		values = make([]value, len(p.fields))
 	}
-	return p
+	values = values[:len(p.fields)]
+	if p.form == foreign {
+		return appendForeign(b, p.md, wire)
+	}
+	if err := p.find(wire, values); err != nil {
+		return nil, err
+	}
+	switch p.form {
+	case timestamp:
+		return appendTimestamp(b, wire, values)
+	case wrapped:
+		return e.field(b, &p.fields[0], wire, values[0])
+	case dynamic:
+		return e.dynamic(b, p, wire, values)
+	case foreign, ordinary:
+	}
+	return e.object(b, p, wire, values)
 }
 
-func (e *encoder) message(b []byte, m protoreflect.Message) ([]byte, error) {
-	if t, ok := m.Interface().(*timestamppb.Timestamp); ok {
-		return appendTimestamp(b, t)
-	}
-	p := e.planOf(m.Descriptor())
-	if p.foreign {
-		return appendForeign(b, m.Interface())
-	}
+func (e *encoder) object(b []byte, p *plan, wire []byte, values []value) (_ []byte, err error) {
 	b = append(b, '{')
 	first := true
 	for i := range p.fields {
 		f := &p.fields[i]
-		if f.optional && !m.Has(f.fd) {
+		if f.optional && !values[i].found() {
 			continue
 		}
 		if !first {
 			b = append(b, ',')
 		}
 		first = false
-		b = append(b, f.name...)
-		if f.message && !m.Has(f.fd) {
-			b = append(b, "null"...)
-			continue
-		}
-		var err error
-		if b, err = e.field(b, f.fd, m.Get(f.fd)); err != nil {
+		if b, err = e.field(append(b, f.name...), f, wire, values[i]); err != nil {
 			return nil, err
 		}
 	}
 	return append(b, '}'), nil
 }
 
-func appendForeign(b []byte, m proto.Message) ([]byte, error) {
+// dynamic writes a google.protobuf.Value: the one field that is set.
+func (e *encoder) dynamic(b []byte, p *plan, wire []byte, values []value) ([]byte, error) {
+	for i := range p.fields {
+		if !values[i].found() {
+			continue
+		}
+		if p.fields[i].kind == protoreflect.DoubleKind {
+			if n := floatAt(wire, values[i]); math.IsNaN(n) || math.IsInf(n, 0) {
+				return nil, fmt.Errorf("write %s: %v is no number of JSON", p.md.FullName(), n)
+			}
+		}
+		return e.field(b, &p.fields[i], wire, values[i])
+	}
+	return nil, fmt.Errorf("write %s: it is empty", p.md.FullName())
+}
+
+func appendTimestamp(b, wire []byte, values []value) ([]byte, error) {
+	return appendTime(b, int64(varintAt(wire, values[0])), int32(varintAt(wire, values[1])))
+}
+
+// appendForeign leaves a message to protojson.
+func appendForeign(b []byte, md protoreflect.MessageDescriptor, wire []byte) ([]byte, error) {
+	mt, err := protoregistry.GlobalTypes.FindMessageByName(md.FullName())
+	if err != nil {
+		return nil, fmt.Errorf("write %s: %w", md.FullName(), err)
+	}
+	m := mt.New().Interface()
+	if err := proto.Unmarshal(wire, m); err != nil {
+		return nil, fmt.Errorf("write %s: %w", md.FullName(), err)
+	}
 	text, err := options().Marshal(m)
 	if err != nil {
-		return nil, fmt.Errorf("write %s: %w", m.ProtoReflect().Descriptor().FullName(), err)
+		return nil, fmt.Errorf("write %s: %w", md.FullName(), err)
 	}
 	return append(b, problem.Compact(text)...), nil
 }
 
-func (e *encoder) field(b []byte, fd protoreflect.FieldDescriptor, v protoreflect.Value) ([]byte, error) {
+func (e *encoder) field(b []byte, f *planned, wire []byte, v value) ([]byte, error) {
 	switch {
-	case fd.IsList():
-		return e.list(b, fd, v.List())
-	case fd.IsMap():
-		return e.dictionary(b, fd, v.Map())
+	case f.list:
+		return e.list(b, f, wire, v)
+	case f.dictionary:
+		return e.dictionary(b, f, wire, v)
+	case f.kind != protoreflect.MessageKind:
+		return f.scalar(b, wire, v)
+	case !v.found():
+		return append(b, "null"...), nil
+	case v.many:
+		return e.message(b, e.planFor(f), f.merged(wire, v))
 	default:
-		return e.value(b, fd, v)
+		return e.message(b, e.planFor(f), wire[v.start:v.end])
 	}
 }
 
-func (e *encoder) list(b []byte, fd protoreflect.FieldDescriptor, l protoreflect.List) ([]byte, error) {
+// planFor is the plan of a field's messages.
+func (e *encoder) planFor(f *planned) *plan {
+	if p := f.plan.Load(); p != nil {
+		return p
+	}
+	p := e.planOf(f.md)
+	f.plan.Store(p)
+	return p
+}
+
+func (e *encoder) list(b []byte, f *planned, wire []byte, v value) ([]byte, error) {
 	b = append(b, '[')
-	for i := range l.Len() {
-		if i > 0 {
+	began := len(b)
+	err := f.each(wire, v, func(element value) (err error) {
+		if len(b) > began {
 			b = append(b, ',')
 		}
-		var err error
-		if b, err = e.value(b, fd, l.Get(i)); err != nil {
-			return nil, err
+		if f.kind == protoreflect.MessageKind {
+			b, err = e.message(b, e.planFor(f), wire[element.start:element.end])
+		} else {
+			b, err = f.scalar(b, wire, element)
 		}
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
 	return append(b, ']'), nil
 }
 
+// pair is an entry of a map.
+type pair struct {
+	key   []byte
+	wire  []byte
+	value value
+}
+
 // dictionary writes a map in the order of its keys.
-func (e *encoder) dictionary(b []byte, fd protoreflect.FieldDescriptor, m protoreflect.Map) ([]byte, error) {
-	if m.Len() > 0 && fd.MapKey().Kind() != protoreflect.StringKind {
-		return nil, fmt.Errorf("write %s: a map whose keys are no strings", fd.FullName())
+func (e *encoder) dictionary(b []byte, f *planned, wire []byte, v value) ([]byte, error) {
+	pairs, err := e.pairs(f, wire, v)
+	if err != nil {
+		return nil, err
 	}
-	keys := make([]string, 0, m.Len())
-	m.Range(func(k protoreflect.MapKey, _ protoreflect.Value) bool {
-		keys = append(keys, k.String())
-		return true
-	})
-	slices.Sort(keys)
 	b = append(b, '{')
-	for i, k := range keys {
+	for i, p := range pairs {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		var err error
-		if b, err = appendString(b, k); err != nil {
+		if b, err = appendString(b, p.key); err != nil {
 			return nil, err
 		}
-		b = append(b, ':')
-		if b, err = e.value(b, fd.MapValue(), m.Get(protoreflect.ValueOfString(k).MapKey())); err != nil {
+		if b, err = e.entry(append(b, ':'), &e.planFor(f).fields[1], p); err != nil {
 			return nil, err
 		}
 	}
 	return append(b, '}'), nil
 }
 
-func (e *encoder) value(b []byte, fd protoreflect.FieldDescriptor, v protoreflect.Value) ([]byte, error) {
-	switch fd.Kind() {
+// entry writes the value of a pair: one that was not sent is empty, and not null.
+func (e *encoder) entry(b []byte, f *planned, p pair) ([]byte, error) {
+	if f.kind == protoreflect.MessageKind && !p.value.found() {
+		return e.message(b, e.planFor(f), nil)
+	}
+	return e.field(b, f, p.wire, p.value)
+}
+
+// pairs gives the entries of a map in the order of their keys; of one key the last.
+func (e *encoder) pairs(f *planned, wire []byte, v value) ([]pair, error) {
+	p := e.planFor(f)
+	if v.found() && p.fields[0].kind != protoreflect.StringKind {
+		return nil, fmt.Errorf("write %s: a map whose keys are no strings", p.md.FullName())
+	}
+	var pairs []pair
+	err := f.each(wire, v, func(element value) error {
+		var values [2]value
+		entry := wire[element.start:element.end]
+		if err := p.find(entry, values[:]); err != nil {
+			return err
+		}
+		key := entry[values[0].start:values[0].end]
+		at, known := slices.BinarySearchFunc(pairs, key, func(p pair, key []byte) int { return slices.Compare(p.key, key) })
+		if known {
+			pairs[at] = pair{key, entry, values[1]}
+		} else {
+			pairs = slices.Insert(pairs, at, pair{key, entry, values[1]})
+		}
+		return nil
+	})
+	return pairs, err
+}
+
+// scalar writes a value that is no message; its zero value if it is not there.
+func (f *planned) scalar(b, wire []byte, v value) ([]byte, error) {
+	switch f.kind {
 	case protoreflect.StringKind:
-		return appendString(b, v.String())
-	case protoreflect.MessageKind:
-		return e.message(b, v.Message())
-	case protoreflect.BoolKind:
-		return strconv.AppendBool(b, v.Bool()), nil
-	case protoreflect.Int32Kind, protoreflect.Sint32Kind, protoreflect.Sfixed32Kind:
-		return strconv.AppendInt(b, v.Int(), 10), nil
-	case protoreflect.Uint32Kind, protoreflect.Fixed32Kind:
-		return strconv.AppendUint(b, v.Uint(), 10), nil
-	case protoreflect.Int64Kind, protoreflect.Sint64Kind, protoreflect.Sfixed64Kind:
-		return append(strconv.AppendInt(append(b, '"'), v.Int(), 10), '"'), nil
-	case protoreflect.Uint64Kind, protoreflect.Fixed64Kind:
-		return append(strconv.AppendUint(append(b, '"'), v.Uint(), 10), '"'), nil
-	case protoreflect.EnumKind:
-		return appendEnum(b, fd, v.Enum()), nil
+		return appendString(b, wire[v.start:v.end])
 	case protoreflect.BytesKind:
-		return append(base64.StdEncoding.AppendEncode(append(b, '"'), v.Bytes()), '"'), nil
+		return append(base64.StdEncoding.AppendEncode(append(b, '"'), wire[v.start:v.end]), '"'), nil
+	case protoreflect.BoolKind:
+		return strconv.AppendBool(b, varintAt(wire, v) != 0), nil
+	case protoreflect.EnumKind:
+		return f.appendEnum(b, protoreflect.EnumNumber(int32(varintAt(wire, v)))), nil
 	case protoreflect.DoubleKind:
-		return appendFloat(b, v.Float(), 64), nil
+		return appendFloat(b, floatAt(wire, v), 64), nil
 	case protoreflect.FloatKind:
-		return appendFloat(b, v.Float(), 32), nil
-	case protoreflect.GroupKind:
-		return nil, fmt.Errorf("write %s: a group", fd.FullName())
+		return appendFloat(b, float64(math.Float32frombits(fixed32At(wire, v))), 32), nil
+	case protoreflect.GroupKind, protoreflect.MessageKind:
+		return nil, errors.New("write a message as a scalar")
 	default:
-		return nil, fmt.Errorf("write %s: unknown kind %v", fd.FullName(), fd.Kind())
+		return f.integer(b, wire, v), nil
 	}
 }
 
-func appendEnum(b []byte, fd protoreflect.FieldDescriptor, n protoreflect.EnumNumber) []byte {
-	if fd.Enum().FullName() == "google.protobuf.NullValue" {
+// integer writes 64 bits as a string.
+func (f *planned) integer(b, wire []byte, v value) []byte {
+	switch f.kind {
+	case protoreflect.Int32Kind:
+		return strconv.AppendInt(b, int64(int32(varintAt(wire, v))), 10)
+	case protoreflect.Sint32Kind:
+		return strconv.AppendInt(b, int64(int32(protowire.DecodeZigZag(varintAt(wire, v)&math.MaxUint32))), 10)
+	case protoreflect.Sfixed32Kind:
+		return strconv.AppendInt(b, int64(int32(fixed32At(wire, v))), 10)
+	case protoreflect.Uint32Kind:
+		return strconv.AppendUint(b, uint64(uint32(varintAt(wire, v))), 10)
+	case protoreflect.Fixed32Kind:
+		return strconv.AppendUint(b, uint64(fixed32At(wire, v)), 10)
+	default:
+		return append(f.long(append(b, '"'), wire, v), '"')
+	}
+}
+
+func (f *planned) long(b, wire []byte, v value) []byte {
+	switch f.kind {
+	case protoreflect.Int64Kind:
+		return strconv.AppendInt(b, int64(varintAt(wire, v)), 10)
+	case protoreflect.Sint64Kind:
+		return strconv.AppendInt(b, protowire.DecodeZigZag(varintAt(wire, v)), 10)
+	case protoreflect.Sfixed64Kind:
+		return strconv.AppendInt(b, int64(fixed64At(wire, v)), 10)
+	case protoreflect.Fixed64Kind:
+		return strconv.AppendUint(b, fixed64At(wire, v), 10)
+	default:
+		return strconv.AppendUint(b, varintAt(wire, v), 10)
+	}
+}
+
+func (f *planned) appendEnum(b []byte, n protoreflect.EnumNumber) []byte {
+	if f.names == nil {
 		return append(b, "null"...)
 	}
-	if v := fd.Enum().Values().ByNumber(n); v != nil {
-		return append(append(append(b, '"'), v.Name()...), '"')
+	if name, ok := f.names[n]; ok {
+		return append(b, name...)
 	}
 	return strconv.AppendInt(b, int64(n), 10)
 }
 
-// appendFloat writes as ECMA-262 does, like encoding/json.
-func appendFloat(b []byte, f float64, bits int) []byte {
-	switch {
-	case math.IsNaN(f):
-		return append(b, `"NaN"`...)
-	case math.IsInf(f, 1):
-		return append(b, `"Infinity"`...)
-	case math.IsInf(f, -1):
-		return append(b, `"-Infinity"`...)
-	}
-	format := byte('f')
-	if abs := math.Abs(f); abs != 0 {
-		if bits == 64 && (abs < 1e-6 || abs >= 1e21) || bits == 32 && (float32(abs) < 1e-6 || float32(abs) >= 1e21) {
-			format = 'e'
-		}
-	}
-	b = strconv.AppendFloat(b, f, format, -1, bits)
-	if n := len(b); format == 'e' && n >= 4 && b[n-4] == 'e' && b[n-3] == '-' && b[n-2] == '0' { // e-09 is e-9
-		b[n-2] = b[n-1]
-		b = b[:n-1]
-	}
-	return b
+// What is not there is 0. The values were checked by find.
+func varintAt(wire []byte, v value) uint64 {
+	n, _ := protowire.ConsumeVarint(wire[v.start:v.end])
+	return n
 }
 
-// The range of a Timestamp (google/protobuf/timestamp.proto).
-const (
-	minTimestamp = -62135596800
-	maxTimestamp = 253402300799
-)
-
-// appendTimestamp writes RFC 3339 in UTC with 0, 3, 6 or 9 digits of the second.
-func appendTimestamp(b []byte, t *timestamppb.Timestamp) ([]byte, error) {
-	if s, n := t.GetSeconds(), t.GetNanos(); s < minTimestamp || s > maxTimestamp || n < 0 || n > 999_999_999 {
-		return nil, fmt.Errorf("write a timestamp: %d s, %d ns are out of range", s, n)
-	}
-	layout := "2006-01-02T15:04:05"
-	switch n := t.GetNanos(); {
-	case n == 0:
-	case n%1_000_000 == 0:
-		layout = "2006-01-02T15:04:05.000"
-	case n%1_000 == 0:
-		layout = "2006-01-02T15:04:05.000000"
-	default:
-		layout = "2006-01-02T15:04:05.000000000"
-	}
-	b = time.Unix(t.GetSeconds(), int64(t.GetNanos())).UTC().AppendFormat(append(b, '"'), layout)
-	return append(b, 'Z', '"'), nil
+func fixed32At(wire []byte, v value) uint32 {
+	n, _ := protowire.ConsumeFixed32(wire[v.start:v.end])
+	return n
 }
 
-var errNotUTF8 = errors.New("write a string: it is not UTF-8")
-
-// appendString quotes as RFC 8259, section 7 asks, and no more.
-func appendString(b []byte, s string) ([]byte, error) {
-	if !utf8.ValidString(s) {
-		return nil, errNotUTF8
-	}
-	b = append(b, '"')
-	from := 0
-	for i := range len(s) {
-		c := s[i]
-		if c >= ' ' && c != '"' && c != '\\' {
-			continue
-		}
-		b = append(b, s[from:i]...)
-		from = i + 1
-		switch c {
-		case '"', '\\':
-			b = append(b, '\\', c)
-		case '\b':
-			b = append(b, '\\', 'b')
-		case '\f':
-			b = append(b, '\\', 'f')
-		case '\n':
-			b = append(b, '\\', 'n')
-		case '\r':
-			b = append(b, '\\', 'r')
-		case '\t':
-			b = append(b, '\\', 't')
-		default:
-			const hex = "0123456789abcdef"
-			b = append(b, '\\', 'u', '0', '0', hex[c>>4], hex[c&0xf])
-		}
-	}
-	return append(append(b, s[from:]...), '"'), nil
+func fixed64At(wire []byte, v value) uint64 {
+	n, _ := protowire.ConsumeFixed64(wire[v.start:v.end])
+	return n
 }
+
+func floatAt(wire []byte, v value) float64 { return math.Float64frombits(fixed64At(wire, v)) }
