@@ -75,7 +75,7 @@ func New(cfg Config, deps Deps) (*Handler, error) {
 // every call.
 func (h *Handler) register() error {
 	ctx, mux := context.Background(), h.mux //nolint:forbidigo // the generated functions take a context and do not use it
-	inventory, issuance := unread{h.deps.Backends[route.Inventory]}, unread{h.deps.Backends[route.Issuance]}
+	inventory, issuance := unread{gather(h.deps.Backends[route.Inventory])}, unread{h.deps.Backends[route.Issuance]}
 	scheduler, audit := unread{h.deps.Backends[route.RenewalScheduler]}, unread{h.deps.Backends[route.Audit]}
 	for _, err := range []error{
 		inventoryv1.RegisterCertificateServiceHandlerClient(ctx, mux, inventoryv1.NewCertificateServiceClient(inventory)),

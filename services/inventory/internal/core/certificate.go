@@ -90,6 +90,15 @@ func (c *Core) GetCertificate(ctx context.Context, r *inventoryv1.GetCertificate
 	return &inventoryv1.GetCertificateResponse{Certificate: view.Certificate(row)}, nil
 }
 
+// GetCertificates answers those that there are.
+func (c *Core) GetCertificates(ctx context.Context, r *inventoryv1.GetCertificatesRequest) (*inventoryv1.GetCertificatesResponse, error) {
+	rows, err := c.store.GetCertificates(ctx, r.GetIds())
+	if err != nil {
+		return nil, err
+	}
+	return &inventoryv1.GetCertificatesResponse{Certificates: view.Each(rows, view.Certificate)}, nil
+}
+
 // CreateCertificate stores what is wanted.
 func (c *Core) CreateCertificate(ctx context.Context, r *inventoryv1.CreateCertificateRequest) (*inventoryv1.CreateCertificateResponse, error) {
 	row := view.CertificateRow(r.GetCertificate())

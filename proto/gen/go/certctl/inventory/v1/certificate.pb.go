@@ -1059,6 +1059,95 @@ func (x *GetCertificateResponse) GetCertificate() *Certificate {
 	return nil
 }
 
+type GetCertificatesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ids           []string               `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCertificatesRequest) Reset() {
+	*x = GetCertificatesRequest{}
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCertificatesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCertificatesRequest) ProtoMessage() {}
+
+func (x *GetCertificatesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCertificatesRequest.ProtoReflect.Descriptor instead.
+func (*GetCertificatesRequest) Descriptor() ([]byte, []int) {
+	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *GetCertificatesRequest) GetIds() []string {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+type GetCertificatesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order of their ids.
+	Certificates  []*Certificate `protobuf:"bytes,1,rep,name=certificates,proto3" json:"certificates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCertificatesResponse) Reset() {
+	*x = GetCertificatesResponse{}
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCertificatesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCertificatesResponse) ProtoMessage() {}
+
+func (x *GetCertificatesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCertificatesResponse.ProtoReflect.Descriptor instead.
+func (*GetCertificatesResponse) Descriptor() ([]byte, []int) {
+	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *GetCertificatesResponse) GetCertificates() []*Certificate {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
 type CreateCertificateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Certificate   *Certificate           `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
@@ -1069,7 +1158,7 @@ type CreateCertificateRequest struct {
 
 func (x *CreateCertificateRequest) Reset() {
 	*x = CreateCertificateRequest{}
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[8]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1170,7 @@ func (x *CreateCertificateRequest) String() string {
 func (*CreateCertificateRequest) ProtoMessage() {}
 
 func (x *CreateCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[8]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1183,7 @@ func (x *CreateCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCertificateRequest.ProtoReflect.Descriptor instead.
 func (*CreateCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{8}
+	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CreateCertificateRequest) GetCertificate() *Certificate {
@@ -1120,7 +1209,7 @@ type CreateCertificateResponse struct {
 
 func (x *CreateCertificateResponse) Reset() {
 	*x = CreateCertificateResponse{}
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[9]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1132,7 +1221,7 @@ func (x *CreateCertificateResponse) String() string {
 func (*CreateCertificateResponse) ProtoMessage() {}
 
 func (x *CreateCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[9]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1145,7 +1234,7 @@ func (x *CreateCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCertificateResponse.ProtoReflect.Descriptor instead.
 func (*CreateCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{9}
+	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CreateCertificateResponse) GetCertificate() *Certificate {
@@ -1168,7 +1257,7 @@ type UpdateCertificateRequest struct {
 
 func (x *UpdateCertificateRequest) Reset() {
 	*x = UpdateCertificateRequest{}
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[10]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1180,7 +1269,7 @@ func (x *UpdateCertificateRequest) String() string {
 func (*UpdateCertificateRequest) ProtoMessage() {}
 
 func (x *UpdateCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[10]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1193,7 +1282,7 @@ func (x *UpdateCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateCertificateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{10}
+	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *UpdateCertificateRequest) GetCertificate() *Certificate {
@@ -1233,7 +1322,7 @@ type UpdateCertificateResponse struct {
 
 func (x *UpdateCertificateResponse) Reset() {
 	*x = UpdateCertificateResponse{}
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[11]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1245,7 +1334,7 @@ func (x *UpdateCertificateResponse) String() string {
 func (*UpdateCertificateResponse) ProtoMessage() {}
 
 func (x *UpdateCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[11]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1258,7 +1347,7 @@ func (x *UpdateCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateCertificateResponse.ProtoReflect.Descriptor instead.
 func (*UpdateCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{11}
+	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UpdateCertificateResponse) GetCertificate() *Certificate {
@@ -1279,7 +1368,7 @@ type DeleteCertificateRequest struct {
 
 func (x *DeleteCertificateRequest) Reset() {
 	*x = DeleteCertificateRequest{}
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[12]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1291,7 +1380,7 @@ func (x *DeleteCertificateRequest) String() string {
 func (*DeleteCertificateRequest) ProtoMessage() {}
 
 func (x *DeleteCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[12]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1304,7 +1393,7 @@ func (x *DeleteCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCertificateRequest.ProtoReflect.Descriptor instead.
 func (*DeleteCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{12}
+	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DeleteCertificateRequest) GetId() string {
@@ -1337,7 +1426,7 @@ type DeleteCertificateResponse struct {
 
 func (x *DeleteCertificateResponse) Reset() {
 	*x = DeleteCertificateResponse{}
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[13]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1349,7 +1438,7 @@ func (x *DeleteCertificateResponse) String() string {
 func (*DeleteCertificateResponse) ProtoMessage() {}
 
 func (x *DeleteCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[13]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1362,7 +1451,7 @@ func (x *DeleteCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCertificateResponse.ProtoReflect.Descriptor instead.
 func (*DeleteCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{13}
+	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DeleteCertificateResponse) GetCertificate() *Certificate {
@@ -1385,7 +1474,7 @@ type RevokeCertificateRequest struct {
 
 func (x *RevokeCertificateRequest) Reset() {
 	*x = RevokeCertificateRequest{}
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[14]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1397,7 +1486,7 @@ func (x *RevokeCertificateRequest) String() string {
 func (*RevokeCertificateRequest) ProtoMessage() {}
 
 func (x *RevokeCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[14]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1410,7 +1499,7 @@ func (x *RevokeCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificateRequest.ProtoReflect.Descriptor instead.
 func (*RevokeCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{14}
+	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RevokeCertificateRequest) GetId() string {
@@ -1450,7 +1539,7 @@ type RevokeCertificateResponse struct {
 
 func (x *RevokeCertificateResponse) Reset() {
 	*x = RevokeCertificateResponse{}
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[15]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1462,7 +1551,7 @@ func (x *RevokeCertificateResponse) String() string {
 func (*RevokeCertificateResponse) ProtoMessage() {}
 
 func (x *RevokeCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[15]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1475,7 +1564,7 @@ func (x *RevokeCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificateResponse.ProtoReflect.Descriptor instead.
 func (*RevokeCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{15}
+	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RevokeCertificateResponse) GetRevocation() *Revocation {
@@ -1497,7 +1586,7 @@ type ListCertificateVersionsRequest struct {
 
 func (x *ListCertificateVersionsRequest) Reset() {
 	*x = ListCertificateVersionsRequest{}
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[16]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1509,7 +1598,7 @@ func (x *ListCertificateVersionsRequest) String() string {
 func (*ListCertificateVersionsRequest) ProtoMessage() {}
 
 func (x *ListCertificateVersionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[16]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1522,7 +1611,7 @@ func (x *ListCertificateVersionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCertificateVersionsRequest.ProtoReflect.Descriptor instead.
 func (*ListCertificateVersionsRequest) Descriptor() ([]byte, []int) {
-	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{16}
+	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListCertificateVersionsRequest) GetCertificateId() string {
@@ -1564,7 +1653,7 @@ type ListCertificateVersionsResponse struct {
 
 func (x *ListCertificateVersionsResponse) Reset() {
 	*x = ListCertificateVersionsResponse{}
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[17]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1576,7 +1665,7 @@ func (x *ListCertificateVersionsResponse) String() string {
 func (*ListCertificateVersionsResponse) ProtoMessage() {}
 
 func (x *ListCertificateVersionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[17]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1589,7 +1678,7 @@ func (x *ListCertificateVersionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCertificateVersionsResponse.ProtoReflect.Descriptor instead.
 func (*ListCertificateVersionsResponse) Descriptor() ([]byte, []int) {
-	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{17}
+	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListCertificateVersionsResponse) GetVersions() []*CertificateVersion {
@@ -1623,7 +1712,7 @@ type GetCertificateVersionRequest struct {
 
 func (x *GetCertificateVersionRequest) Reset() {
 	*x = GetCertificateVersionRequest{}
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[18]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1635,7 +1724,7 @@ func (x *GetCertificateVersionRequest) String() string {
 func (*GetCertificateVersionRequest) ProtoMessage() {}
 
 func (x *GetCertificateVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[18]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1648,7 +1737,7 @@ func (x *GetCertificateVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCertificateVersionRequest.ProtoReflect.Descriptor instead.
 func (*GetCertificateVersionRequest) Descriptor() ([]byte, []int) {
-	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{18}
+	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetCertificateVersionRequest) GetCertificateId() string {
@@ -1674,7 +1763,7 @@ type GetCertificateVersionResponse struct {
 
 func (x *GetCertificateVersionResponse) Reset() {
 	*x = GetCertificateVersionResponse{}
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[19]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1775,7 @@ func (x *GetCertificateVersionResponse) String() string {
 func (*GetCertificateVersionResponse) ProtoMessage() {}
 
 func (x *GetCertificateVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[19]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +1788,7 @@ func (x *GetCertificateVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCertificateVersionResponse.ProtoReflect.Descriptor instead.
 func (*GetCertificateVersionResponse) Descriptor() ([]byte, []int) {
-	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{19}
+	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetCertificateVersionResponse) GetVersion() *CertificateVersion {
@@ -1719,7 +1808,7 @@ type DownloadCertificateVersionRequest struct {
 
 func (x *DownloadCertificateVersionRequest) Reset() {
 	*x = DownloadCertificateVersionRequest{}
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[20]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1731,7 +1820,7 @@ func (x *DownloadCertificateVersionRequest) String() string {
 func (*DownloadCertificateVersionRequest) ProtoMessage() {}
 
 func (x *DownloadCertificateVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[20]
+	mi := &file_certctl_inventory_v1_certificate_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1744,7 +1833,7 @@ func (x *DownloadCertificateVersionRequest) ProtoReflect() protoreflect.Message 
 
 // Deprecated: Use DownloadCertificateVersionRequest.ProtoReflect.Descriptor instead.
 func (*DownloadCertificateVersionRequest) Descriptor() ([]byte, []int) {
-	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{20}
+	return file_certctl_inventory_v1_certificate_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DownloadCertificateVersionRequest) GetCertificateId() string {
@@ -1889,7 +1978,11 @@ const file_certctl_inventory_v1_certificate_proto_rawDesc = "" +
 	"\x15GetCertificateRequest\x12\x19\n" +
 	"\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x02id\"]\n" +
 	"\x16GetCertificateResponse\x12C\n" +
-	"\vcertificate\x18\x01 \x01(\v2!.certctl.inventory.v1.CertificateR\vcertificate\"\x90\x01\n" +
+	"\vcertificate\x18\x01 \x01(\v2!.certctl.inventory.v1.CertificateR\vcertificate\"?\n" +
+	"\x16GetCertificatesRequest\x12%\n" +
+	"\x03ids\x18\x01 \x03(\tB\x13\xbaH\x10\x92\x01\r\b\x01\x10\xe8\a\"\x06r\x04\x10\x01\x18?R\x03ids\"`\n" +
+	"\x17GetCertificatesResponse\x12E\n" +
+	"\fcertificates\x18\x01 \x03(\v2!.certctl.inventory.v1.CertificateR\fcertificates\"\x90\x01\n" +
 	"\x18CreateCertificateRequest\x12K\n" +
 	"\vcertificate\x18\x01 \x01(\v2!.certctl.inventory.v1.CertificateB\x06\xbaH\x03\xc8\x01\x01R\vcertificate\x12'\n" +
 	"\n" +
@@ -1943,10 +2036,11 @@ const file_certctl_inventory_v1_certificate_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\v2(.certctl.inventory.v1.CertificateVersionR\aversion\"x\n" +
 	"!DownloadCertificateVersionRequest\x120\n" +
 	"\x0ecertificate_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\rcertificateId\x12!\n" +
-	"\aversion\x18\x02 \x01(\x05B\a\xbaH\x04\x1a\x02(\x01R\aversion2\xcd\f\n" +
+	"\aversion\x18\x02 \x01(\x05B\a\xbaH\x04\x1a\x02(\x01R\aversion2\xbd\r\n" +
 	"\x12CertificateService\x12\x8f\x01\n" +
 	"\x10ListCertificates\x12-.certctl.inventory.v1.ListCertificatesRequest\x1a..certctl.inventory.v1.ListCertificatesResponse\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/api/v1/certificates\x12\x9b\x01\n" +
-	"\x0eGetCertificate\x12+.certctl.inventory.v1.GetCertificateRequest\x1a,.certctl.inventory.v1.GetCertificateResponse\".\x82\xd3\xe4\x93\x02(b\vcertificate\x12\x19/api/v1/certificates/{id}\x12\xac\x01\n" +
+	"\x0eGetCertificate\x12+.certctl.inventory.v1.GetCertificateRequest\x1a,.certctl.inventory.v1.GetCertificateResponse\".\x82\xd3\xe4\x93\x02(b\vcertificate\x12\x19/api/v1/certificates/{id}\x12n\n" +
+	"\x0fGetCertificates\x12,.certctl.inventory.v1.GetCertificatesRequest\x1a-.certctl.inventory.v1.GetCertificatesResponse\x12\xac\x01\n" +
 	"\x11CreateCertificate\x12..certctl.inventory.v1.CreateCertificateRequest\x1a/.certctl.inventory.v1.CreateCertificateResponse\"6\x82\xd3\xe4\x93\x020:\vcertificateb\vcertificate\"\x14/api/v1/certificates\x12\xbd\x01\n" +
 	"\x11UpdateCertificate\x12..certctl.inventory.v1.UpdateCertificateRequest\x1a/.certctl.inventory.v1.UpdateCertificateResponse\"G\x82\xd3\xe4\x93\x02A:\vcertificateb\vcertificate2%/api/v1/certificates/{certificate.id}\x12\xa4\x01\n" +
 	"\x11DeleteCertificate\x12..certctl.inventory.v1.DeleteCertificateRequest\x1a/.certctl.inventory.v1.DeleteCertificateResponse\".\x82\xd3\xe4\x93\x02(b\vcertificate*\x19/api/v1/certificates/{id}\x12\xad\x01\n" +
@@ -1970,7 +2064,7 @@ func file_certctl_inventory_v1_certificate_proto_rawDescGZIP() []byte {
 }
 
 var file_certctl_inventory_v1_certificate_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_certctl_inventory_v1_certificate_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_certctl_inventory_v1_certificate_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_certctl_inventory_v1_certificate_proto_goTypes = []any{
 	(Certificate_Status)(0),                   // 0: certctl.inventory.v1.Certificate.Status
 	(Revocation_State)(0),                     // 1: certctl.inventory.v1.Revocation.State
@@ -1982,84 +2076,89 @@ var file_certctl_inventory_v1_certificate_proto_goTypes = []any{
 	(*ListCertificatesResponse)(nil),          // 7: certctl.inventory.v1.ListCertificatesResponse
 	(*GetCertificateRequest)(nil),             // 8: certctl.inventory.v1.GetCertificateRequest
 	(*GetCertificateResponse)(nil),            // 9: certctl.inventory.v1.GetCertificateResponse
-	(*CreateCertificateRequest)(nil),          // 10: certctl.inventory.v1.CreateCertificateRequest
-	(*CreateCertificateResponse)(nil),         // 11: certctl.inventory.v1.CreateCertificateResponse
-	(*UpdateCertificateRequest)(nil),          // 12: certctl.inventory.v1.UpdateCertificateRequest
-	(*UpdateCertificateResponse)(nil),         // 13: certctl.inventory.v1.UpdateCertificateResponse
-	(*DeleteCertificateRequest)(nil),          // 14: certctl.inventory.v1.DeleteCertificateRequest
-	(*DeleteCertificateResponse)(nil),         // 15: certctl.inventory.v1.DeleteCertificateResponse
-	(*RevokeCertificateRequest)(nil),          // 16: certctl.inventory.v1.RevokeCertificateRequest
-	(*RevokeCertificateResponse)(nil),         // 17: certctl.inventory.v1.RevokeCertificateResponse
-	(*ListCertificateVersionsRequest)(nil),    // 18: certctl.inventory.v1.ListCertificateVersionsRequest
-	(*ListCertificateVersionsResponse)(nil),   // 19: certctl.inventory.v1.ListCertificateVersionsResponse
-	(*GetCertificateVersionRequest)(nil),      // 20: certctl.inventory.v1.GetCertificateVersionRequest
-	(*GetCertificateVersionResponse)(nil),     // 21: certctl.inventory.v1.GetCertificateVersionResponse
-	(*DownloadCertificateVersionRequest)(nil), // 22: certctl.inventory.v1.DownloadCertificateVersionRequest
-	nil,                           // 23: certctl.inventory.v1.Certificate.LabelsEntry
-	nil,                           // 24: certctl.inventory.v1.ListCertificatesRequest.LabelEntry
-	(v1.KeyAlgorithm)(0),          // 25: certctl.type.v1.KeyAlgorithm
-	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
-	(*fieldmaskpb.FieldMask)(nil), // 27: google.protobuf.FieldMask
-	(v1.RevocationReason)(0),      // 28: certctl.type.v1.RevocationReason
-	(*httpbody.HttpBody)(nil),     // 29: google.api.HttpBody
+	(*GetCertificatesRequest)(nil),            // 10: certctl.inventory.v1.GetCertificatesRequest
+	(*GetCertificatesResponse)(nil),           // 11: certctl.inventory.v1.GetCertificatesResponse
+	(*CreateCertificateRequest)(nil),          // 12: certctl.inventory.v1.CreateCertificateRequest
+	(*CreateCertificateResponse)(nil),         // 13: certctl.inventory.v1.CreateCertificateResponse
+	(*UpdateCertificateRequest)(nil),          // 14: certctl.inventory.v1.UpdateCertificateRequest
+	(*UpdateCertificateResponse)(nil),         // 15: certctl.inventory.v1.UpdateCertificateResponse
+	(*DeleteCertificateRequest)(nil),          // 16: certctl.inventory.v1.DeleteCertificateRequest
+	(*DeleteCertificateResponse)(nil),         // 17: certctl.inventory.v1.DeleteCertificateResponse
+	(*RevokeCertificateRequest)(nil),          // 18: certctl.inventory.v1.RevokeCertificateRequest
+	(*RevokeCertificateResponse)(nil),         // 19: certctl.inventory.v1.RevokeCertificateResponse
+	(*ListCertificateVersionsRequest)(nil),    // 20: certctl.inventory.v1.ListCertificateVersionsRequest
+	(*ListCertificateVersionsResponse)(nil),   // 21: certctl.inventory.v1.ListCertificateVersionsResponse
+	(*GetCertificateVersionRequest)(nil),      // 22: certctl.inventory.v1.GetCertificateVersionRequest
+	(*GetCertificateVersionResponse)(nil),     // 23: certctl.inventory.v1.GetCertificateVersionResponse
+	(*DownloadCertificateVersionRequest)(nil), // 24: certctl.inventory.v1.DownloadCertificateVersionRequest
+	nil,                           // 25: certctl.inventory.v1.Certificate.LabelsEntry
+	nil,                           // 26: certctl.inventory.v1.ListCertificatesRequest.LabelEntry
+	(v1.KeyAlgorithm)(0),          // 27: certctl.type.v1.KeyAlgorithm
+	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
+	(*fieldmaskpb.FieldMask)(nil), // 29: google.protobuf.FieldMask
+	(v1.RevocationReason)(0),      // 30: certctl.type.v1.RevocationReason
+	(*httpbody.HttpBody)(nil),     // 31: google.api.HttpBody
 }
 var file_certctl_inventory_v1_certificate_proto_depIdxs = []int32{
-	25, // 0: certctl.inventory.v1.Certificate.key_algorithm:type_name -> certctl.type.v1.KeyAlgorithm
-	23, // 1: certctl.inventory.v1.Certificate.labels:type_name -> certctl.inventory.v1.Certificate.LabelsEntry
+	27, // 0: certctl.inventory.v1.Certificate.key_algorithm:type_name -> certctl.type.v1.KeyAlgorithm
+	25, // 1: certctl.inventory.v1.Certificate.labels:type_name -> certctl.inventory.v1.Certificate.LabelsEntry
 	0,  // 2: certctl.inventory.v1.Certificate.status:type_name -> certctl.inventory.v1.Certificate.Status
-	26, // 3: certctl.inventory.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
-	26, // 4: certctl.inventory.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
-	26, // 5: certctl.inventory.v1.Certificate.revocation_time:type_name -> google.protobuf.Timestamp
-	26, // 6: certctl.inventory.v1.Certificate.create_time:type_name -> google.protobuf.Timestamp
-	26, // 7: certctl.inventory.v1.Certificate.update_time:type_name -> google.protobuf.Timestamp
-	26, // 8: certctl.inventory.v1.CertificateVersion.not_before:type_name -> google.protobuf.Timestamp
-	26, // 9: certctl.inventory.v1.CertificateVersion.not_after:type_name -> google.protobuf.Timestamp
-	25, // 10: certctl.inventory.v1.CertificateVersion.key_algorithm:type_name -> certctl.type.v1.KeyAlgorithm
-	26, // 11: certctl.inventory.v1.CertificateVersion.create_time:type_name -> google.protobuf.Timestamp
-	26, // 12: certctl.inventory.v1.CertificateVersion.revocation_time:type_name -> google.protobuf.Timestamp
+	28, // 3: certctl.inventory.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
+	28, // 4: certctl.inventory.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
+	28, // 5: certctl.inventory.v1.Certificate.revocation_time:type_name -> google.protobuf.Timestamp
+	28, // 6: certctl.inventory.v1.Certificate.create_time:type_name -> google.protobuf.Timestamp
+	28, // 7: certctl.inventory.v1.Certificate.update_time:type_name -> google.protobuf.Timestamp
+	28, // 8: certctl.inventory.v1.CertificateVersion.not_before:type_name -> google.protobuf.Timestamp
+	28, // 9: certctl.inventory.v1.CertificateVersion.not_after:type_name -> google.protobuf.Timestamp
+	27, // 10: certctl.inventory.v1.CertificateVersion.key_algorithm:type_name -> certctl.type.v1.KeyAlgorithm
+	28, // 11: certctl.inventory.v1.CertificateVersion.create_time:type_name -> google.protobuf.Timestamp
+	28, // 12: certctl.inventory.v1.CertificateVersion.revocation_time:type_name -> google.protobuf.Timestamp
 	1,  // 13: certctl.inventory.v1.CertificateVersion.revocation_state:type_name -> certctl.inventory.v1.Revocation.State
 	1,  // 14: certctl.inventory.v1.Revocation.state:type_name -> certctl.inventory.v1.Revocation.State
-	26, // 15: certctl.inventory.v1.Revocation.revocation_time:type_name -> google.protobuf.Timestamp
+	28, // 15: certctl.inventory.v1.Revocation.revocation_time:type_name -> google.protobuf.Timestamp
 	5,  // 16: certctl.inventory.v1.Revocation.versions:type_name -> certctl.inventory.v1.RevokedVersion
 	0,  // 17: certctl.inventory.v1.ListCertificatesRequest.status:type_name -> certctl.inventory.v1.Certificate.Status
-	26, // 18: certctl.inventory.v1.ListCertificatesRequest.expires_before:type_name -> google.protobuf.Timestamp
-	26, // 19: certctl.inventory.v1.ListCertificatesRequest.expires_after:type_name -> google.protobuf.Timestamp
-	24, // 20: certctl.inventory.v1.ListCertificatesRequest.label:type_name -> certctl.inventory.v1.ListCertificatesRequest.LabelEntry
+	28, // 18: certctl.inventory.v1.ListCertificatesRequest.expires_before:type_name -> google.protobuf.Timestamp
+	28, // 19: certctl.inventory.v1.ListCertificatesRequest.expires_after:type_name -> google.protobuf.Timestamp
+	26, // 20: certctl.inventory.v1.ListCertificatesRequest.label:type_name -> certctl.inventory.v1.ListCertificatesRequest.LabelEntry
 	2,  // 21: certctl.inventory.v1.ListCertificatesResponse.certificates:type_name -> certctl.inventory.v1.Certificate
 	2,  // 22: certctl.inventory.v1.GetCertificateResponse.certificate:type_name -> certctl.inventory.v1.Certificate
-	2,  // 23: certctl.inventory.v1.CreateCertificateRequest.certificate:type_name -> certctl.inventory.v1.Certificate
-	2,  // 24: certctl.inventory.v1.CreateCertificateResponse.certificate:type_name -> certctl.inventory.v1.Certificate
-	2,  // 25: certctl.inventory.v1.UpdateCertificateRequest.certificate:type_name -> certctl.inventory.v1.Certificate
-	27, // 26: certctl.inventory.v1.UpdateCertificateRequest.update_mask:type_name -> google.protobuf.FieldMask
-	2,  // 27: certctl.inventory.v1.UpdateCertificateResponse.certificate:type_name -> certctl.inventory.v1.Certificate
-	2,  // 28: certctl.inventory.v1.DeleteCertificateResponse.certificate:type_name -> certctl.inventory.v1.Certificate
-	28, // 29: certctl.inventory.v1.RevokeCertificateRequest.reason:type_name -> certctl.type.v1.RevocationReason
-	4,  // 30: certctl.inventory.v1.RevokeCertificateResponse.revocation:type_name -> certctl.inventory.v1.Revocation
-	3,  // 31: certctl.inventory.v1.ListCertificateVersionsResponse.versions:type_name -> certctl.inventory.v1.CertificateVersion
-	3,  // 32: certctl.inventory.v1.GetCertificateVersionResponse.version:type_name -> certctl.inventory.v1.CertificateVersion
-	6,  // 33: certctl.inventory.v1.CertificateService.ListCertificates:input_type -> certctl.inventory.v1.ListCertificatesRequest
-	8,  // 34: certctl.inventory.v1.CertificateService.GetCertificate:input_type -> certctl.inventory.v1.GetCertificateRequest
-	10, // 35: certctl.inventory.v1.CertificateService.CreateCertificate:input_type -> certctl.inventory.v1.CreateCertificateRequest
-	12, // 36: certctl.inventory.v1.CertificateService.UpdateCertificate:input_type -> certctl.inventory.v1.UpdateCertificateRequest
-	14, // 37: certctl.inventory.v1.CertificateService.DeleteCertificate:input_type -> certctl.inventory.v1.DeleteCertificateRequest
-	16, // 38: certctl.inventory.v1.CertificateService.RevokeCertificate:input_type -> certctl.inventory.v1.RevokeCertificateRequest
-	18, // 39: certctl.inventory.v1.CertificateService.ListCertificateVersions:input_type -> certctl.inventory.v1.ListCertificateVersionsRequest
-	20, // 40: certctl.inventory.v1.CertificateService.GetCertificateVersion:input_type -> certctl.inventory.v1.GetCertificateVersionRequest
-	22, // 41: certctl.inventory.v1.CertificateService.DownloadCertificateVersion:input_type -> certctl.inventory.v1.DownloadCertificateVersionRequest
-	7,  // 42: certctl.inventory.v1.CertificateService.ListCertificates:output_type -> certctl.inventory.v1.ListCertificatesResponse
-	9,  // 43: certctl.inventory.v1.CertificateService.GetCertificate:output_type -> certctl.inventory.v1.GetCertificateResponse
-	11, // 44: certctl.inventory.v1.CertificateService.CreateCertificate:output_type -> certctl.inventory.v1.CreateCertificateResponse
-	13, // 45: certctl.inventory.v1.CertificateService.UpdateCertificate:output_type -> certctl.inventory.v1.UpdateCertificateResponse
-	15, // 46: certctl.inventory.v1.CertificateService.DeleteCertificate:output_type -> certctl.inventory.v1.DeleteCertificateResponse
-	17, // 47: certctl.inventory.v1.CertificateService.RevokeCertificate:output_type -> certctl.inventory.v1.RevokeCertificateResponse
-	19, // 48: certctl.inventory.v1.CertificateService.ListCertificateVersions:output_type -> certctl.inventory.v1.ListCertificateVersionsResponse
-	21, // 49: certctl.inventory.v1.CertificateService.GetCertificateVersion:output_type -> certctl.inventory.v1.GetCertificateVersionResponse
-	29, // 50: certctl.inventory.v1.CertificateService.DownloadCertificateVersion:output_type -> google.api.HttpBody
-	42, // [42:51] is the sub-list for method output_type
-	33, // [33:42] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	2,  // 23: certctl.inventory.v1.GetCertificatesResponse.certificates:type_name -> certctl.inventory.v1.Certificate
+	2,  // 24: certctl.inventory.v1.CreateCertificateRequest.certificate:type_name -> certctl.inventory.v1.Certificate
+	2,  // 25: certctl.inventory.v1.CreateCertificateResponse.certificate:type_name -> certctl.inventory.v1.Certificate
+	2,  // 26: certctl.inventory.v1.UpdateCertificateRequest.certificate:type_name -> certctl.inventory.v1.Certificate
+	29, // 27: certctl.inventory.v1.UpdateCertificateRequest.update_mask:type_name -> google.protobuf.FieldMask
+	2,  // 28: certctl.inventory.v1.UpdateCertificateResponse.certificate:type_name -> certctl.inventory.v1.Certificate
+	2,  // 29: certctl.inventory.v1.DeleteCertificateResponse.certificate:type_name -> certctl.inventory.v1.Certificate
+	30, // 30: certctl.inventory.v1.RevokeCertificateRequest.reason:type_name -> certctl.type.v1.RevocationReason
+	4,  // 31: certctl.inventory.v1.RevokeCertificateResponse.revocation:type_name -> certctl.inventory.v1.Revocation
+	3,  // 32: certctl.inventory.v1.ListCertificateVersionsResponse.versions:type_name -> certctl.inventory.v1.CertificateVersion
+	3,  // 33: certctl.inventory.v1.GetCertificateVersionResponse.version:type_name -> certctl.inventory.v1.CertificateVersion
+	6,  // 34: certctl.inventory.v1.CertificateService.ListCertificates:input_type -> certctl.inventory.v1.ListCertificatesRequest
+	8,  // 35: certctl.inventory.v1.CertificateService.GetCertificate:input_type -> certctl.inventory.v1.GetCertificateRequest
+	10, // 36: certctl.inventory.v1.CertificateService.GetCertificates:input_type -> certctl.inventory.v1.GetCertificatesRequest
+	12, // 37: certctl.inventory.v1.CertificateService.CreateCertificate:input_type -> certctl.inventory.v1.CreateCertificateRequest
+	14, // 38: certctl.inventory.v1.CertificateService.UpdateCertificate:input_type -> certctl.inventory.v1.UpdateCertificateRequest
+	16, // 39: certctl.inventory.v1.CertificateService.DeleteCertificate:input_type -> certctl.inventory.v1.DeleteCertificateRequest
+	18, // 40: certctl.inventory.v1.CertificateService.RevokeCertificate:input_type -> certctl.inventory.v1.RevokeCertificateRequest
+	20, // 41: certctl.inventory.v1.CertificateService.ListCertificateVersions:input_type -> certctl.inventory.v1.ListCertificateVersionsRequest
+	22, // 42: certctl.inventory.v1.CertificateService.GetCertificateVersion:input_type -> certctl.inventory.v1.GetCertificateVersionRequest
+	24, // 43: certctl.inventory.v1.CertificateService.DownloadCertificateVersion:input_type -> certctl.inventory.v1.DownloadCertificateVersionRequest
+	7,  // 44: certctl.inventory.v1.CertificateService.ListCertificates:output_type -> certctl.inventory.v1.ListCertificatesResponse
+	9,  // 45: certctl.inventory.v1.CertificateService.GetCertificate:output_type -> certctl.inventory.v1.GetCertificateResponse
+	11, // 46: certctl.inventory.v1.CertificateService.GetCertificates:output_type -> certctl.inventory.v1.GetCertificatesResponse
+	13, // 47: certctl.inventory.v1.CertificateService.CreateCertificate:output_type -> certctl.inventory.v1.CreateCertificateResponse
+	15, // 48: certctl.inventory.v1.CertificateService.UpdateCertificate:output_type -> certctl.inventory.v1.UpdateCertificateResponse
+	17, // 49: certctl.inventory.v1.CertificateService.DeleteCertificate:output_type -> certctl.inventory.v1.DeleteCertificateResponse
+	19, // 50: certctl.inventory.v1.CertificateService.RevokeCertificate:output_type -> certctl.inventory.v1.RevokeCertificateResponse
+	21, // 51: certctl.inventory.v1.CertificateService.ListCertificateVersions:output_type -> certctl.inventory.v1.ListCertificateVersionsResponse
+	23, // 52: certctl.inventory.v1.CertificateService.GetCertificateVersion:output_type -> certctl.inventory.v1.GetCertificateVersionResponse
+	31, // 53: certctl.inventory.v1.CertificateService.DownloadCertificateVersion:output_type -> google.api.HttpBody
+	44, // [44:54] is the sub-list for method output_type
+	34, // [34:44] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_certctl_inventory_v1_certificate_proto_init() }
@@ -2068,14 +2167,14 @@ func file_certctl_inventory_v1_certificate_proto_init() {
 		return
 	}
 	file_certctl_inventory_v1_certificate_proto_msgTypes[5].OneofWrappers = []any{}
-	file_certctl_inventory_v1_certificate_proto_msgTypes[17].OneofWrappers = []any{}
+	file_certctl_inventory_v1_certificate_proto_msgTypes[19].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_certctl_inventory_v1_certificate_proto_rawDesc), len(file_certctl_inventory_v1_certificate_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   23,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	CertificateService_ListCertificates_FullMethodName           = "/certctl.inventory.v1.CertificateService/ListCertificates"
 	CertificateService_GetCertificate_FullMethodName             = "/certctl.inventory.v1.CertificateService/GetCertificate"
+	CertificateService_GetCertificates_FullMethodName            = "/certctl.inventory.v1.CertificateService/GetCertificates"
 	CertificateService_CreateCertificate_FullMethodName          = "/certctl.inventory.v1.CertificateService/CreateCertificate"
 	CertificateService_UpdateCertificate_FullMethodName          = "/certctl.inventory.v1.CertificateService/UpdateCertificate"
 	CertificateService_DeleteCertificate_FullMethodName          = "/certctl.inventory.v1.CertificateService/DeleteCertificate"
@@ -43,6 +44,9 @@ type CertificateServiceClient interface {
 	ListCertificates(ctx context.Context, in *ListCertificatesRequest, opts ...grpc.CallOption) (*ListCertificatesResponse, error)
 	// GetCertificate answers one. Callers: every role. Reads only.
 	GetCertificate(ctx context.Context, in *GetCertificateRequest, opts ...grpc.CallOption) (*GetCertificateResponse, error)
+	// GetCertificates answers those that there are of the ids; the gateway asks it for what users ask GetCertificate for at the same
+	// time. Callers: every role. Reads only.
+	GetCertificates(ctx context.Context, in *GetCertificatesRequest, opts ...grpc.CallOption) (*GetCertificatesResponse, error)
 	// CreateCertificate stores what is wanted; obtaining it starts at once. Callers: operator, admin. Repeat with request_id.
 	CreateCertificate(ctx context.Context, in *CreateCertificateRequest, opts ...grpc.CallOption) (*CreateCertificateResponse, error)
 	// UpdateCertificate changes the fields in update_mask. A change of names, issuer, profile or key algorithm is issued at
@@ -85,6 +89,16 @@ func (c *certificateServiceClient) GetCertificate(ctx context.Context, in *GetCe
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetCertificateResponse)
 	err := c.cc.Invoke(ctx, CertificateService_GetCertificate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *certificateServiceClient) GetCertificates(ctx context.Context, in *GetCertificatesRequest, opts ...grpc.CallOption) (*GetCertificatesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetCertificatesResponse)
+	err := c.cc.Invoke(ctx, CertificateService_GetCertificates_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -171,6 +185,9 @@ type CertificateServiceServer interface {
 	ListCertificates(context.Context, *ListCertificatesRequest) (*ListCertificatesResponse, error)
 	// GetCertificate answers one. Callers: every role. Reads only.
 	GetCertificate(context.Context, *GetCertificateRequest) (*GetCertificateResponse, error)
+	// GetCertificates answers those that there are of the ids; the gateway asks it for what users ask GetCertificate for at the same
+	// time. Callers: every role. Reads only.
+	GetCertificates(context.Context, *GetCertificatesRequest) (*GetCertificatesResponse, error)
 	// CreateCertificate stores what is wanted; obtaining it starts at once. Callers: operator, admin. Repeat with request_id.
 	CreateCertificate(context.Context, *CreateCertificateRequest) (*CreateCertificateResponse, error)
 	// UpdateCertificate changes the fields in update_mask. A change of names, issuer, profile or key algorithm is issued at
@@ -203,6 +220,9 @@ func (UnimplementedCertificateServiceServer) ListCertificates(context.Context, *
 }
 func (UnimplementedCertificateServiceServer) GetCertificate(context.Context, *GetCertificateRequest) (*GetCertificateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetCertificate not implemented")
+}
+func (UnimplementedCertificateServiceServer) GetCertificates(context.Context, *GetCertificatesRequest) (*GetCertificatesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetCertificates not implemented")
 }
 func (UnimplementedCertificateServiceServer) CreateCertificate(context.Context, *CreateCertificateRequest) (*CreateCertificateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateCertificate not implemented")
@@ -277,6 +297,24 @@ func _CertificateService_GetCertificate_Handler(srv interface{}, ctx context.Con
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(CertificateServiceServer).GetCertificate(ctx, req.(*GetCertificateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _CertificateService_GetCertificates_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetCertificatesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CertificateServiceServer).GetCertificates(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CertificateService_GetCertificates_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CertificateServiceServer).GetCertificates(ctx, req.(*GetCertificatesRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -421,6 +459,10 @@ var CertificateService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetCertificate",
 			Handler:    _CertificateService_GetCertificate_Handler,
+		},
+		{
+			MethodName: "GetCertificates",
+			Handler:    _CertificateService_GetCertificates_Handler,
 		},
 		{
 			MethodName: "CreateCertificate",
