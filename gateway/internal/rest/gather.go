@@ -38,7 +38,7 @@ type certificate struct {
 
 func gather(conn grpc.ClientConnInterface) *gathered {
 	g := &gathered{ClientConnInterface: conn}
-	g.certificates = batch.NewReads(batch.ReadsConfig{}, g.fetch)
+	g.certificates = batch.NewReads(batch.ReadsConfig{AtOnce: 1}, g.fetch)
 	return g
 }
 
