@@ -6,10 +6,11 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/certctl/certctl/pkg/tick"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.uber.org/zap"
+
+	"github.com/certctl/certctl/pkg/tick"
 )
 
 const (

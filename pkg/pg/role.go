@@ -8,9 +8,10 @@ import (
 	"slices"
 	"time"
 
-	"github.com/certctl/certctl/pkg/tick"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/certctl/certctl/pkg/tick"
 )
 
 const (

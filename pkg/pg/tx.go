@@ -6,9 +6,10 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/certctl/certctl/pkg/tick"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/certctl/certctl/pkg/tick"
 )
 
 const (

@@ -20,6 +20,7 @@ import (
 	"github.com/certctl/certctl/agent"
 	"github.com/certctl/certctl/gateway"
 	"github.com/certctl/certctl/pkg/embeddedpg"
+	"github.com/certctl/certctl/pkg/heap"
 	"github.com/certctl/certctl/pkg/metrics"
 	"github.com/certctl/certctl/pkg/pg"
 	"github.com/certctl/certctl/pkg/rpc"
@@ -70,6 +71,7 @@ func All(ctx context.Context, cfg settings.Server, out io.Writer) (err error) {
 	if err := Check(cfg); err != nil {
 		return err // before anything is made
 	}
+	heap.Keep()
 	p, err := newProcess(cfg, "")
 	if err != nil {
 		return err
@@ -155,6 +157,7 @@ func One(ctx context.Context, cfg settings.Server, name string) error {
 	if cfg.Secrets.Internal.IsZero() {
 		return errors.New("CERTCTL_INTERNAL_SECRET is not set: services that run apart know each other by it; make one with: openssl rand -hex 32")
 	}
+	heap.Keep()
 	p, err := newProcess(cfg, name)
 	if err != nil {
 		return err
