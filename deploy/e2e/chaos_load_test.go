@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/certctl/certctl/pkg/tick"
 	"io"
 	"maps"
 	"math/rand/v2"
@@ -15,6 +14,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/certctl/certctl/pkg/tick"
 )
 
 // How the clients of TestFaultsUnderLoadLoseNothing ask.

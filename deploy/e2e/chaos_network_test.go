@@ -2,11 +2,12 @@ package e2e_test
 
 import (
 	"context"
-	"github.com/certctl/certctl/pkg/tick"
 	"math/rand/v2"
 	"net"
 	"sync"
 	"time"
+
+	"github.com/certctl/certctl/pkg/tick"
 )
 
 // What a slow network does. A chunk that is lost comes after the sender's timeout, and what follows it waits, as with TCP.

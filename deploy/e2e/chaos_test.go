@@ -13,8 +13,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/certctl/certctl/pkg/tick"
 	"github.com/stretchr/testify/require"
+
+	"github.com/certctl/certctl/pkg/tick"
 )
 
 // What TestFaultsUnderLoadLoseNothing does in `make test`, and what SEED, MINUTES and FAULTS make of it (`make chaos`).

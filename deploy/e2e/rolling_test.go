@@ -21,8 +21,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/certctl/certctl/pkg/tick"
 	"github.com/stretchr/testify/require"
+
+	"github.com/certctl/certctl/pkg/tick"
 )
 
 // The load of TestARollingUpdateUnderLoadLosesNothing: what `make test` runs, and what ROLLING_AGENTS, ROLLING_RENEWERS and
