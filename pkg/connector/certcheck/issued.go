@@ -79,6 +79,15 @@ func CheckIssued(bundle []byte, want Issued) (Chain, error) {
 	return chain, nil
 }
 
+// CheckMade holds a chain against what was asked for that was signed in this process and whose signature was checked there: all of
+// CheckIssued but the signatures. A chain that came from elsewhere, be it from the database, is for CheckIssued.
+func CheckMade(chain Chain, want Issued) error {
+	if !SameKey(chain.Leaf.PublicKey, want.PublicKey) {
+		return mismatch("public key", "the certificate is not for the key of the request")
+	}
+	return checkLeaf(chain.Leaf, want)
+}
+
 // ParseBundle reads the certificates of a PEM bundle, each once. Text around the blocks is skipped; a private key
 // or any other block is refused, as nobody should have sent it. The error is a *Mismatch.
 func ParseBundle(bundle []byte) ([]*x509.Certificate, error) {

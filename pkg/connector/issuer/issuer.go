@@ -107,6 +107,8 @@ type SubmitRequest struct {
 	// OrderID is the caller's name for the order and the idempotency key.
 	OrderID string
 	CSR     *x509.CertificateRequest
+	// CSRSigned says that the caller has checked the CSR's own signature just now, with the CSR in memory since.
+	CSRSigned bool
 	// Names are the subject common name and the subject alternative names; exactly these are certified.
 	Names certcheck.Names
 	// Lifetime is the wanted validity from RequestedAt on. Connectors shorten it to what the CA can do and never
@@ -149,6 +151,9 @@ type Submission struct {
 	// be empty, and holds no root where the connector can tell.
 	CertificatePEM []byte
 	ChainPEM       []byte
+	// Made is the same chain, read and in order, from a connector that has signed the certificate itself, in this process, and
+	// has checked its signature; nil from all that have it from elsewhere. certcheck.CheckMade judges it.
+	Made *certcheck.Chain
 	// RetryAfter is the CA's wish for the next poll; zero if it has none.
 	RetryAfter time.Duration
 	// Detail is for people: what the CA waits for or why it said no.

@@ -38,6 +38,9 @@ type Issuer struct {
 	ca     CA
 	config Config
 	now    func() time.Time
+	// chainPEM and constrained are of the CA's chain, which stays the same.
+	chainPEM    []byte
+	constrained bool
 }
 
 var (
@@ -59,7 +62,9 @@ func New(c Config, d issuer.Deps) (*Issuer, error) {
 			return nil, issuer.Misconfigured("CA_URL_INVALID", "%q is no absolute http or https URL", u)
 		}
 	}
-	return &Issuer{ca: c.CA, config: c, now: d.Clock()}, nil
+	return &Issuer{
+		ca: c.CA, config: c, now: d.Clock(), chainPEM: certcheck.EncodePEM(c.CA.intermediates()...), constrained: c.CA.constrained(),
+	}, nil
 }
 
 // Submit signs at once. Errors are permanent, or say that nothing was done.
@@ -71,11 +76,13 @@ func (i *Issuer) Submit(ctx context.Context, r issuer.SubmitRequest) (issuer.Sub
 	if err != nil {
 		return issuer.Submission{}, err
 	}
+	made := certcheck.Chain{Leaf: leaf, Intermediates: i.ca.intermediates(), Root: i.ca.root()}
 	return issuer.Submission{
 		State:          issuer.Issued,
 		Ref:            issuer.Ref{refSerial: issuer.FormatSerial(leaf.SerialNumber)},
-		CertificatePEM: certcheck.EncodePEM(leaf),
-		ChainPEM:       certcheck.EncodePEM(i.ca.intermediates()...),
+		CertificatePEM: made.CertificatePEM(),
+		ChainPEM:       i.chainPEM,
+		Made:           &made,
 	}, nil
 }
 

@@ -221,6 +221,43 @@ func TestLeafNeverOutlivesItsCA(t *testing.T) {
 	require.Zero(t, whole%time.Second)
 }
 
+func TestTheChainThatWasMadeIsTheOneThatAClientFinds(t *testing.T) {
+	t.Parallel()
+	for name, ca := range map[string]local.CA{"self-made": newCA(t), "from files": caOf(t, newMaterial(t))} {
+		i := newIssuer(t, ca)
+		r := newRequest(t, certcheck.ECDSAP256)
+		s, err := i.Submit(t.Context(), r)
+		require.NoError(t, err)
+		chain := ca.Chain()
+		want := certcheck.Issued{PublicKey: r.CSR.PublicKey, Names: r.Names, Now: time.Now(), SerialNumber: s.Made.Leaf.SerialNumber, Roots: chain[len(chain)-1:]}
+		found, err := certcheck.CheckIssued(slices.Concat(s.CertificatePEM, s.ChainPEM), want)
+		require.NoError(t, err, name)
+		require.Equal(t, found.CertificatePEM(), s.Made.CertificatePEM(), name)
+		require.Equal(t, found.ChainPEM(), s.Made.ChainPEM(), name)
+		require.True(t, found.Root.Equal(s.Made.Root), name)
+
+		require.NoError(t, certcheck.CheckMade(*s.Made, want), name)
+		other := want
+		other.PublicKey = ca.Certificate().PublicKey
+		require.ErrorContains(t, certcheck.CheckMade(*s.Made, other), "public key", name)
+		other = want
+		other.SerialNumber = big.NewInt(7)
+		require.ErrorContains(t, certcheck.CheckMade(*s.Made, other), "serial number", name)
+	}
+}
+
+func TestTheCSRsSignatureIsCheckedUnlessTheCallerHasJustDoneSo(t *testing.T) {
+	t.Parallel()
+	i := newIssuer(t, newCA(t))
+	r := newRequest(t, certcheck.ECDSAP256)
+	r.CSR.Signature[5] ^= 1
+	_, err := i.Submit(t.Context(), r)
+	requireReason(t, "CSR_REFUSED", err)
+	r.CSRSigned = true
+	_, err = i.Submit(t.Context(), r)
+	require.NoError(t, err, "it is not looked at twice")
+}
+
 func TestSubmitRefuses(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)

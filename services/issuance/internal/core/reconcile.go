@@ -119,7 +119,7 @@ func (c *Core) resubmit(ctx context.Context, o store.Order, in *instance, fence 
 	if o.Revision != revision+1 || o.Status != Submitting {
 		return lease.ErrLost // somebody else has moved it
 	}
-	_, err = c.call(ctx, o, csr, in, fence)
+	_, err = c.call(ctx, o, checkedCSR{CertificateRequest: csr}, in, fence)
 	return err
 }
 

@@ -108,7 +108,7 @@ func (c *Core) place(ctx context.Context, o store.Order, csr *x509.CertificateRe
 		c.orderKick.Kick()
 		return o, true, nil
 	}
-	placed, err = c.call(ctx, o, csr, ru.instance, l)
+	placed, err = c.call(ctx, o, checkedCSR{CertificateRequest: csr, signed: true}, ru.instance, l)
 	return placed, true, err
 }
 
@@ -205,20 +205,27 @@ func (c *Core) storeIntent(ctx context.Context, o store.Order, ru rules, l uuid.
 	return stored, err
 }
 
+// checkedCSR is the CSR of an order; signed: its own signature has been checked since it was read.
+type checkedCSR struct {
+	*x509.CertificateRequest
+
+	signed bool
+}
+
 // call asks the CA and stores what it answers. The intent is stored, so the caller's leaving stops nothing: a certificate
 // that the CA makes now has to be stored.
-func (c *Core) call(ctx context.Context, o store.Order, csr *x509.CertificateRequest, in *instance, fence uuid.NullUUID) (store.Order, error) {
+func (c *Core) call(ctx context.Context, o store.Order, csr checkedCSR, in *instance, fence uuid.NullUUID) (store.Order, error) {
 	ctx = context.WithoutCancel(ctx)
 	if err := c.checkpoint(pointIntent, o.ID); err != nil {
 		return store.Order{}, err
 	}
 	callCtx, cancel := context.WithTimeout(ctx, c.cfg.CallTimeout) // the lease is longer, whatever it is that takes time
 	defer cancel()
-	request, err := c.submitRequest(callCtx, o, csr)
+	order, err := c.submitRequest(callCtx, o, csr)
 	if err != nil {
 		return store.Order{}, err
 	}
-	s, callErr := in.Submit(callCtx, request)
+	s, callErr := in.Submit(callCtx, order)
 	if err := c.checkpoint(pointCalled, o.ID); err != nil {
 		return store.Order{}, err
 	}
@@ -251,13 +258,13 @@ func (c *Core) settleSurely(ctx context.Context, o store.Order, a answer) (store
 	}
 }
 
-func (c *Core) submitRequest(ctx context.Context, o store.Order, csr *x509.CertificateRequest) (issuer.SubmitRequest, error) {
+func (c *Core) submitRequest(ctx context.Context, o store.Order, csr checkedCSR) (issuer.SubmitRequest, error) {
 	names, err := certcheck.ParseNames(o.Names)
 	if err != nil {
 		return issuer.SubmitRequest{}, fmt.Errorf("read names of order %s: %w", o.ID, err)
 	}
 	r := issuer.SubmitRequest{
-		OrderID: o.ID, CSR: csr, Names: names, Lifetime: o.Lifetime, RequestedAt: o.CreateTime, ExtKeyUsages: extKeyUsages(o.ExtendedKeyUsages),
+		OrderID: o.ID, CSR: csr.CertificateRequest, CSRSigned: csr.signed, Names: names, Lifetime: o.Lifetime, RequestedAt: o.CreateTime, ExtKeyUsages: extKeyUsages(o.ExtendedKeyUsages),
 	}
 	if o.SerialNumber != "" {
 		if r.SerialNumber, err = issuer.ParseSerial(o.SerialNumber); err != nil {
@@ -447,15 +454,26 @@ func (c *Core) checkIssued(ctx context.Context, o store.Order, a answer) (certch
 			return certcheck.Chain{}, fmt.Errorf("read serial number of order: %w", err)
 		}
 	}
-	if p, ok := a.instance.Issuer.(issuer.ChainProvider); ok {
-		chainCtx, cancel := context.WithTimeout(ctx, chainTimeout)
-		defer cancel()
-		chain, err := p.Chain(chainCtx)
-		if err == nil && len(chain) > 0 {
-			want.Roots = chain[len(chain)-1:]
-		}
+	if s.Made != nil {
+		return *s.Made, certcheck.CheckMade(*s.Made, want)
 	}
+	want.Roots = anchors(ctx, a.instance)
 	return certcheck.CheckIssued(bundle, want)
+}
+
+// anchors gives the root of a CA that tells its own certificates.
+func anchors(ctx context.Context, in *instance) []*x509.Certificate {
+	p, ok := in.Issuer.(issuer.ChainProvider)
+	if !ok {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, chainTimeout)
+	defer cancel()
+	chain, err := p.Chain(ctx)
+	if err != nil || len(chain) == 0 {
+		return nil
+	}
+	return chain[len(chain)-1:]
 }
 
 // keyOf gives the key that a certificate has to be for. An order that was adopted without its CSR has none: then it is that
