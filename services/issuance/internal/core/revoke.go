@@ -39,6 +39,7 @@ type RevokeRequest struct {
 	SerialNumbers  []string // empty: all that were issued and have not expired
 	Reason         int16    // CRLReason, RFC 5280, section 5.3.1
 	RevocationTime time.Time
+	RequestID      string // of the request that it comes from; empty: that of the context
 }
 
 func (r RevokeRequest) check() error {
@@ -62,52 +63,118 @@ const tellFirst = 10 * time.Second
 // been told or not, and what could not be told before ctx ends is told by RetryRevocation. done is true when every CA
 // knows. A CA whose CRL is made here knows as soon as the revocation is stored: the next question for its CRL has it.
 func (c *Core) Revoke(ctx context.Context, r RevokeRequest) (done bool, err error) {
-	if err := r.check(); err != nil {
-		return false, err
-	}
-	err = c.deps.DB.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error { return c.StoreRevocations(ctx, tx, r) })
+	var rows []store.Revocation
+	err = c.deps.DB.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		rows, err = c.StoreRevocations(ctx, tx, r)
+		return err
+	})
 	if err != nil {
 		return false, err
 	}
 	c.crlKick.Kick()
-	return c.tell(ctx, r)
+	return c.tell(ctx, r, rows)
 }
 
-// StoreRevocations stores the revocations of what was issued for a certificate. A certificate that is revoked already
-// keeps its first reason; a serial number that was not issued here has nothing to revoke.
-func (c *Core) StoreRevocations(ctx context.Context, tx pgx.Tx, r RevokeRequest) error {
-	if err := r.check(); err != nil {
-		return err
-	}
-	if r.RevocationTime.IsZero() {
-		r.RevocationTime = c.now()
-	}
-	certificates, err := store.IssuedCertificates(ctx, tx, r.CertificateID, r.SerialNumbers, c.now())
-	if err != nil {
-		return err
-	}
-	for _, certificate := range certificates {
-		if err := c.storeRevocation(ctx, tx, certificate, r); err != nil {
-			return err
+// StoreRevocations stores the revocations of what was issued for certificates, and answers them all as they are stored. A
+// certificate that is revoked already keeps its first reason; a serial number that was not issued here has nothing to
+// revoke. However many there are, they are read and written together; several of one certificate come one after the other.
+func (c *Core) StoreRevocations(ctx context.Context, tx pgx.Tx, requests ...RevokeRequest) ([]store.Revocation, error) {
+	for i := range requests {
+		if err := requests[i].check(); err != nil {
+			return nil, err
+		}
+		if requests[i].RevocationTime.IsZero() {
+			requests[i].RevocationTime = c.now()
 		}
 	}
-	return nil
+	var all []store.Revocation
+	for len(requests) > 0 {
+		first, again := firsts(requests, func(r RevokeRequest) string { return r.CertificateID })
+		rows, err := c.storeRevocations(ctx, tx, pick(requests, first))
+		if err != nil {
+			return nil, err
+		}
+		all, requests = append(all, rows...), pick(requests, again)
+	}
+	return all, nil
 }
 
-func (c *Core) storeRevocation(ctx context.Context, tx pgx.Tx, certificate store.Certificate, r RevokeRequest) error {
-	i, err := store.GetIssuer(ctx, tx, certificate.IssuerID)
-	if err != nil {
-		return err
+// storeRevocations stores those of requests that are about different certificates.
+func (c *Core) storeRevocations(ctx context.Context, tx pgx.Tx, requests []RevokeRequest) ([]store.Revocation, error) {
+	rows, origins, err := c.revocationsOf(ctx, tx, requests)
+	if err != nil || len(rows) == 0 {
+		return nil, err
 	}
+	ids, err := store.InsertRevocations(ctx, tx, rows)
+	if err != nil {
+		return nil, err
+	}
+	var events []outbox.Event
+	var known []store.SerialNumber
+	for i := range rows {
+		id, stored := ids[rows[i].Serial()]
+		if !stored {
+			known = append(known, rows[i].Serial())
+			continue
+		}
+		rows[i].ID = id
+		events = append(events, from(origins[rows[i].CertificateID], recorded(ctx, rows[i]))...)
+	}
+	if len(known) > 0 {
+		standing, err := store.RevocationsOf(ctx, tx, known)
+		if err != nil {
+			return nil, err
+		}
+		rows = slices.DeleteFunc(rows, func(r store.Revocation) bool { return slices.Contains(known, r.Serial()) })
+		rows = append(rows, standing...)
+		for _, r := range standing {
+			// Asked for once more, where inventory may think that it goes on.
+			if r.Status == RevocationFailed || r.Status == RevocationUnsupported {
+				events = append(events, from(origins[r.CertificateID], []outbox.Event{revocationChanged(r)})...)
+			}
+		}
+	}
+	return rows, emit(ctx, tx, events...)
+}
+
+// revocationsOf makes the revocations that requests ask for, and tells which request each certificate has.
+func (c *Core) revocationsOf(ctx context.Context, tx pgx.Tx, requests []RevokeRequest) ([]store.Revocation, map[string]RevokeRequest, error) {
+	origins := make(map[string]RevokeRequest, len(requests))
+	var sought store.Sought
+	for _, r := range requests {
+		origins[r.CertificateID] = r
+		if len(r.SerialNumbers) == 0 {
+			sought.CertificateIDs = append(sought.CertificateIDs, r.CertificateID)
+		}
+		for _, serial := range r.SerialNumbers {
+			sought.Of, sought.SerialNumbers = append(sought.Of, r.CertificateID), append(sought.SerialNumbers, serial)
+		}
+	}
+	certificates, err := store.Revocable(ctx, tx, sought, c.now())
+	if err != nil {
+		return nil, nil, err
+	}
+	rows := make([]store.Revocation, 0, len(certificates))
+	for _, certificate := range certificates {
+		row, err := c.revocation(certificate, origins[certificate.CertificateID])
+		if err != nil {
+			return nil, nil, err
+		}
+		rows = append(rows, row)
+	}
+	return rows, origins, nil
+}
+
+func (c *Core) revocation(certificate store.Revoked, r RevokeRequest) (store.Revocation, error) {
 	id, err := newID("rev")
 	if err != nil {
-		return err
+		return store.Revocation{}, err
 	}
 	row := store.Revocation{
 		ID: id, IssuerID: certificate.IssuerID, SerialNumber: certificate.SerialNumber, CertificateID: certificate.CertificateID,
 		Reason: r.Reason, RevocationTime: r.RevocationTime, NotAfter: certificate.NotAfter, Status: RevocationPending, DueTime: c.now().Add(tellFirst),
 	}
-	caps := c.Capabilities(i)
+	caps := c.Capabilities(store.Issuer{ID: certificate.IssuerID, Type: certificate.IssuerType, ConfigHash: certificate.ConfigHash})
 	switch {
 	case caps.CRL:
 		row.Status, row.DueTime = RevocationDone, time.Time{}
@@ -115,14 +182,11 @@ func (c *Core) storeRevocation(ctx context.Context, tx pgx.Tx, certificate store
 	default:
 		row.Status, row.DueTime, row.LastError = RevocationUnsupported, time.Time{}, "this CA has no revocation that certctl could use"
 	}
-	stored, err := store.InsertRevocation(ctx, tx, row)
-	if err != nil {
-		return err
-	}
-	if stored == "" {
-		return sayAgain(ctx, tx, row)
-	}
-	row.ID = stored
+	return row, nil
+}
+
+// recorded tells others of a revocation that was stored.
+func recorded(ctx context.Context, row store.Revocation) []outbox.Event {
 	events := []outbox.Event{auditRevocation(ctx, row, "revocation.recorded", auditlog.Success)}
 	switch row.Status {
 	case RevocationDone:
@@ -130,16 +194,15 @@ func (c *Core) storeRevocation(ctx context.Context, tx pgx.Tx, certificate store
 	case RevocationUnsupported:
 		events = append(events, revocationChanged(row))
 	}
-	return emit(ctx, tx, events...)
+	return events
 }
 
-// sayAgain tells inventory how a revocation stands that was asked for once more, where inventory may think that it goes on.
-func sayAgain(ctx context.Context, tx pgx.Tx, asked store.Revocation) error {
-	row, err := store.GetRevocationOf(ctx, tx, asked.IssuerID, asked.SerialNumber)
-	if err != nil || row.Status != RevocationFailed && row.Status != RevocationUnsupported {
-		return err
+// from names the request that events come from.
+func from(r RevokeRequest, events []outbox.Event) []outbox.Event {
+	for i := range events {
+		events[i].RequestID = r.RequestID
 	}
-	return emit(ctx, tx, revocationChanged(row))
+	return events
 }
 
 func auditRevocation(ctx context.Context, r store.Revocation, action string, outcome auditv1.Event_Outcome) outbox.Event {
@@ -174,24 +237,17 @@ func revocationChanged(r store.Revocation) outbox.Event {
 	}
 }
 
-// tell tells the CAs of a certificate's revocations, as far as one call's time goes, and answers whether all that was asked
-// for is known to them.
-func (c *Core) tell(ctx context.Context, r RevokeRequest) (bool, error) {
+// tell tells the CAs of a request's revocations, as far as one call's time goes, and answers whether all that was asked for is
+// known to them.
+func (c *Core) tell(ctx context.Context, r RevokeRequest, rows []store.Revocation) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.CallTimeout)
 	defer cancel()
-	rows, err := store.GetRevocations(ctx, c.deps.DB.Pool, r.CertificateID)
-	if err != nil {
-		return false, err
-	}
 	wanted := map[string]bool{}
 	for _, s := range r.SerialNumbers {
 		wanted[s] = true
 	}
 	done := true
 	for _, row := range rows {
-		if len(r.SerialNumbers) > 0 && !wanted[row.SerialNumber] {
-			continue
-		}
 		delete(wanted, row.SerialNumber)
 		if ctx.Err() != nil {
 			return false, nil

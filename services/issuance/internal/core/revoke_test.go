@@ -246,7 +246,7 @@ func TestALocalRevocationIsDoneAtOnceAlsoWhenItsEventWasFaster(t *testing.T) {
 	w := newWorld(t)
 	r, o := w.issue(DefaultIssuerID)
 	revocation := RevokeRequest{CertificateID: r.CertificateID, SerialNumbers: []string{o.SerialNumber}, Reason: keyCompromise}
-	require.NoError(t, w.tx(func(ctx context.Context, tx pgx.Tx) error { return w.StoreRevocations(ctx, tx, revocation) }))
+	require.NoError(t, w.tx(storing(w.Core, revocation)))
 	// A loop has taken all that it can get.
 	_, err := w.deps.DB.Pool.Exec(w.ctx(), `UPDATE revocations SET lease_id = gen_random_uuid(), lease_until = now() + interval '1 hour' WHERE due_time IS NOT NULL`)
 	require.NoError(t, err)
@@ -264,7 +264,7 @@ func TestNoLoopTakesARevocationFromTheCallThatIsOnItsWay(t *testing.T) {
 	w := newWorld(t)
 	r, _ := w.issue(fakeIssuer)
 	revocation := RevokeRequest{CertificateID: r.CertificateID, Reason: keyCompromise}
-	require.NoError(t, w.tx(func(ctx context.Context, tx pgx.Tx) error { return w.StoreRevocations(ctx, tx, revocation) }))
+	require.NoError(t, w.tx(storing(w.Core, revocation)))
 	table, err := store.RevocationLeases()
 	require.NoError(t, err)
 	leases, err := table.Claim(w.ctx(), w.deps.DB.Pool, 100, time.Minute)
@@ -275,6 +275,13 @@ func TestNoLoopTakesARevocationFromTheCallThatIsOnItsWay(t *testing.T) {
 
 	require.NoError(t, err)
 	require.True(t, done)
+}
+
+func storing(c *Core, requests ...RevokeRequest) func(context.Context, pgx.Tx) error {
+	return func(ctx context.Context, tx pgx.Tx) error {
+		_, err := c.StoreRevocations(ctx, tx, requests...)
+		return err
+	}
 }
 
 // hanging is a CA that never answers a revocation.
@@ -372,4 +379,49 @@ func TestACRLThatWasBegunBeforeARevocationIsNotTheAnswerAfterIt(t *testing.T) {
 	require.Eventually(t, func() bool { return len(statements()) >= before+askers }, 10*time.Second, time.Millisecond)
 	close(open)
 	wg.Wait()
+}
+
+func TestARevocationCostsThreeStatementsAndFiftyCostNoMore(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	revoke := func() RevokeRequest {
+		r, o := w.issue(DefaultIssuerID)
+		return RevokeRequest{CertificateID: r.CertificateID, SerialNumbers: []string{o.SerialNumber}, Reason: keyCompromise}
+	}
+	one := revoke()
+	fifty := make([]RevokeRequest, 50)
+	for i := range fifty {
+		fifty[i] = revoke()
+	}
+	counter := w.countStatements()
+
+	done, err := w.Revoke(w.ctx(), one)
+	require.NoError(t, err)
+	require.True(t, done)
+	require.Len(t, counter(), 3, "%v", counter())
+	require.NoError(t, w.tx(storing(w.Core, fifty...)))
+	require.Len(t, counter(), 6, "%v", counter())
+	// The event of a revocation that the call has brought already.
+	require.NoError(t, w.tx(storing(w.Core, fifty...)))
+	require.Len(t, counter(), 9, "%v", counter())
+	require.Len(t, w.crl(DefaultIssuerID).RevokedCertificateEntries, 51)
+}
+
+func TestOfSeveralRevocationsOfOneCertificateTheFirstStaysAlsoWhenTheyComeTogether(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r, o := w.issue(DefaultIssuerID)
+	other, _ := w.issue(DefaultIssuerID)
+	first := RevokeRequest{CertificateID: r.CertificateID, SerialNumbers: []string{o.SerialNumber}, Reason: keyCompromise, RequestID: "req-1"}
+	again := RevokeRequest{CertificateID: r.CertificateID, Reason: int16(issuer.Superseded), RequestID: "req-2"}
+	foreign := RevokeRequest{CertificateID: other.CertificateID, SerialNumbers: []string{o.SerialNumber}} // is not that certificate's
+
+	require.NoError(t, w.tx(storing(w.Core, first, again, foreign)))
+
+	entries := w.crl(DefaultIssuerID).RevokedCertificateEntries
+	require.Len(t, entries, 1)
+	require.EqualValues(t, keyCompromise, entries[0].ReasonCode)
+	told := w.events("revocation.done", r.CertificateID)
+	require.Len(t, told, 1)
+	require.Equal(t, "req-1", told[0].GetRequestId())
 }

@@ -3,8 +3,8 @@ package store
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -46,12 +46,34 @@ func scanCertificate(row pgx.CollectableRow) (Certificate, error) {
 	return pgx.RowToStructByPos[Certificate](row)
 }
 
-// IssuedCertificates reads what was issued for a certificate: the named serial numbers, or, without any, all that end
-// after the time.
-func IssuedCertificates(ctx context.Context, q Querier, certificateID string, serials []string, after time.Time) ([]Certificate, error) {
-	return collect(ctx, q, "read issued certificates", scanCertificate, `SELECT `+certificateColumns+` FROM issued_certificates c
- WHERE c.certificate_id = $1 AND (c.serial_number = ANY($2) OR (cardinality($2::text[]) = 0 AND c.not_after > $3))
- ORDER BY c.issuer_id, c.serial_number`, certificateID, list(serials), after)
+// Sought names issued certificates: all of CertificateIDs that end after a time, and the serial numbers, each of the certificate
+// at the same place of Of.
+type Sought struct {
+	CertificateIDs    []string
+	Of, SerialNumbers []string
+}
+
+// SerialNumber is what no two certificates have.
+type SerialNumber struct{ IssuerID, SerialNumber string }
+
+// Revoked is an issued certificate that is to be revoked, with what tells what its issuer can do.
+type Revoked struct {
+	IssuerID      string
+	SerialNumber  string
+	CertificateID string
+	NotAfter      time.Time
+	IssuerType    string
+	ConfigHash    string
+}
+
+// Revocable reads what is to be revoked, by issuer and serial number, as all store them, so that two that revoke the same do not
+// wait for each other.
+func Revocable(ctx context.Context, q Querier, s Sought, after time.Time) ([]Revoked, error) {
+	return collect(ctx, q, "read issued certificates", pgx.RowToStructByPos[Revoked], `SELECT c.issuer_id, c.serial_number, c.certificate_id, c.not_after,
+ i.type, i.config_hash FROM issued_certificates c JOIN issuers i ON i.id = c.issuer_id
+ WHERE c.certificate_id = ANY($1) AND (c.certificate_id = ANY($2) AND c.not_after > $5
+  OR (c.certificate_id, c.serial_number) IN (SELECT * FROM unnest($3::text[], $4::text[])))
+ ORDER BY c.issuer_id, c.serial_number`, slices.Concat(s.CertificateIDs, s.Of), list(s.CertificateIDs), list(s.Of), list(s.SerialNumbers), after)
 }
 
 // GetCertificate reads one.
@@ -85,21 +107,54 @@ func AnyCertificate(ctx context.Context, q Querier, issuerID string) (Certificat
 	return one("read issued certificate", c, err)
 }
 
-// InsertRevocation stores a revocation and gives the id under which it is stored; none when the certificate is revoked
-// already: the first one stays, unless the CA refused it and this one is newer.
-func InsertRevocation(ctx context.Context, q Querier, r Revocation) (id string, err error) {
-	err = q.QueryRow(ctx, `INSERT INTO revocations (id, issuer_id, serial_number, certificate_id, reason,
+// Serial is what the revocation is of.
+func (r Revocation) Serial() SerialNumber { return SerialNumber{r.IssuerID, r.SerialNumber} }
+
+// InsertRevocations stores revocations, no two of one certificate, in one statement, and gives the ids under which they are
+// stored; none of certificates that are revoked already: the first revocation stays, unless the CA refused it and this one is
+// newer.
+func InsertRevocations(ctx context.Context, q Querier, revocations []Revocation) (map[SerialNumber]string, error) {
+	var c revocationColumnar
+	for _, r := range revocations {
+		c.add(r)
+	}
+	type row struct {
+		SerialNumber
+
+		ID string
+	}
+	stored, err := collect(ctx, q, "store revocations", pgx.RowToStructByPos[row], `INSERT INTO revocations (id, issuer_id, serial_number, certificate_id, reason,
  revocation_time, not_after, status, last_error, due_time, end_time)
- VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, CASE WHEN $10::timestamptz IS NULL THEN now() END)
+ SELECT e.*, CASE WHEN e.due_time IS NULL THEN now() END FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::smallint[], $6::timestamptz[],
+  $7::timestamptz[], $8::text[], $9::text[], $10::timestamptz[])
+  AS e (id, issuer_id, serial_number, certificate_id, reason, revocation_time, not_after, status, last_error, due_time)
  ON CONFLICT (issuer_id, serial_number) DO UPDATE SET reason = EXCLUDED.reason, revocation_time = EXCLUDED.revocation_time, status = EXCLUDED.status,
  last_error = '', due_time = EXCLUDED.due_time, end_time = EXCLUDED.end_time, attempts = 0, ca_request = '{}'
- WHERE revocations.status IN ('FAILED', 'UNSUPPORTED') AND EXCLUDED.revocation_time > revocations.revocation_time RETURNING id`,
-		r.ID, r.IssuerID, r.SerialNumber, r.CertificateID, r.Reason,
-		r.RevocationTime, r.NotAfter, r.Status, r.LastError, nullTime(r.DueTime)).Scan(&id)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return "", nil
+ WHERE revocations.status IN ('FAILED', 'UNSUPPORTED') AND EXCLUDED.revocation_time > revocations.revocation_time
+ RETURNING issuer_id, serial_number, id`,
+		c.ids, c.issuers, c.serials, c.certificates, c.reasons, c.times, c.ends, c.statuses, c.errors, c.due)
+	if err != nil {
+		return nil, err
 	}
-	return one("store revocation", id, err)
+	ids := make(map[SerialNumber]string, len(stored))
+	for _, r := range stored {
+		ids[r.SerialNumber] = r.ID
+	}
+	return ids, nil
+}
+
+// revocationColumnar are the arrays of InsertRevocations.
+type revocationColumnar struct {
+	ids, issuers, serials, certificates, statuses, errors []string
+	reasons                                               []int16
+	times, ends                                           []time.Time
+	due                                                   []*time.Time
+}
+
+func (c *revocationColumnar) add(r Revocation) {
+	c.ids, c.issuers, c.serials = append(c.ids, r.ID), append(c.issuers, r.IssuerID), append(c.serials, r.SerialNumber)
+	c.certificates, c.reasons, c.times = append(c.certificates, r.CertificateID), append(c.reasons, r.Reason), append(c.times, r.RevocationTime)
+	c.ends, c.statuses, c.errors, c.due = append(c.ends, r.NotAfter), append(c.statuses, r.Status), append(c.errors, r.LastError), append(c.due, nullTime(r.DueTime))
 }
 
 // GetRevocation reads one by its id.
@@ -112,14 +167,14 @@ func GetRevocation(ctx context.Context, q Querier, id string) (Revocation, error
 	return one("read revocation", r, err)
 }
 
-// GetRevocationOf reads the revocation of a certificate.
-func GetRevocationOf(ctx context.Context, q Querier, issuerID, serial string) (Revocation, error) {
-	rows, err := q.Query(ctx, `SELECT `+revocationColumns+` FROM revocations r WHERE r.issuer_id = $1 AND r.serial_number = $2`, issuerID, serial)
-	if err != nil {
-		return Revocation{}, fmt.Errorf("read revocation: %w", err)
+// RevocationsOf reads the revocations of certificates.
+func RevocationsOf(ctx context.Context, q Querier, of []SerialNumber) ([]Revocation, error) {
+	var issuers, serials []string
+	for _, n := range of {
+		issuers, serials = append(issuers, n.IssuerID), append(serials, n.SerialNumber)
 	}
-	r, err := pgx.CollectExactlyOneRow(rows, scanRevocation)
-	return one("read revocation", r, err)
+	return collect(ctx, q, "read revocations", scanRevocation, `SELECT `+revocationColumns+` FROM unnest($1::text[], $2::text[]) AS e (issuer_id, serial_number)
+ JOIN revocations r ON r.issuer_id = e.issuer_id AND r.serial_number = e.serial_number ORDER BY r.id`, issuers, serials)
 }
 
 // IsRevoked tells whether a certificate is, or is about to be.
@@ -127,12 +182,6 @@ func IsRevoked(ctx context.Context, q Querier, issuerID, serial string) (bool, e
 	var revoked bool
 	err := q.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM revocations WHERE issuer_id = $1 AND serial_number = $2)`, issuerID, serial).Scan(&revoked)
 	return one("look for revocation", revoked, err)
-}
-
-// GetRevocations reads the revocations of certificates of one managed certificate.
-func GetRevocations(ctx context.Context, q Querier, certificateID string) ([]Revocation, error) {
-	return collect(ctx, q, "read revocations", scanRevocation, `SELECT `+revocationColumns+` FROM revocations r
- WHERE r.certificate_id = $1 ORDER BY r.id`, certificateID)
 }
 
 // LeaseRevocation takes the lease of one revocation that is not final, for work right now; false when another has it.
