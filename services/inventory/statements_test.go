@@ -110,3 +110,30 @@ func TestListsAndMailboxesCostTheSameStatementsForManyRows(t *testing.T) {
 	}
 	require.LessOrEqual(t, cost[20]-cost[1], int64(2*19), "two for each deployment that is closed, none for each certificate that is told")
 }
+
+func TestARevocationCostsTheSameStatementsForManyDeployments(t *testing.T) {
+	t.Parallel()
+	r, sent := newWorld(t).counted(t)
+	for _, targets := range []int{0, 5} {
+		id := named("c-revoked-%d", targets)
+		var bound, agents []string
+		for i := range targets {
+			bound, agents = append(bound, named("t-%d", i)), append(agents, r.enroll(t, named("host-%d", i)).id)
+			r.target(t, bound[i], agents[i])
+		}
+		r.certificate(t, id, bound...)
+		r.issue(t, id, "")
+		for _, agent := range agents {
+			r.issue(t, id, agent)
+		}
+		require.Len(t, r.deployments(t, id), targets)
+
+		before := sent.n.Load()
+		answer, err := r.certificates().RevokeCertificate(t.Context(), &inventoryv1.RevokeCertificateRequest{Id: id})
+		require.NoError(t, err)
+		require.Equal(t, inventoryv1.Revocation_REVOKED, answer.GetRevocation().GetState())
+		require.Len(t, answer.GetRevocation().GetVersions(), targets+1)
+		require.EqualValues(t, 7, sent.n.Load()-before, "certificate, versions, deployments, work, events and revisions in a transaction; then that the CA knows")
+		require.Empty(t, r.deployments(t, id))
+	}
+}

@@ -63,17 +63,24 @@ func (c *Core) archive(ctx context.Context, t *store.Tx, id string, expected int
 	return row, nil
 }
 
-// release ends all work for a certificate that is no longer in care.
+// release ends all work for a certificate that is no longer in care, whose row is locked: its deployments go, and with them what
+// agents were to do.
 func (c *Core) release(ctx context.Context, t *store.Tx, certificateID, why string) error {
-	if err := c.closeDeployments(ctx, t, store.DeploymentSelection{CertificateID: certificateID}, why); err != nil {
-		return err
-	}
-	tasks, err := t.CancelOpen(ctx, store.OpenSelection{CertificateID: certificateID, Kind: store.KindCreateCsr})
+	deployments, err := t.DeleteDeployments(ctx, store.DeploymentSelection{CertificateID: certificateID})
 	if err != nil {
 		return err
 	}
+	tasks, err := t.CancelOpen(ctx, store.OpenSelection{CertificateID: certificateID})
+	if err != nil {
+		return err
+	}
+	for _, d := range deployments {
+		c.deploymentClosed(ctx, t, d, why)
+	}
 	for _, task := range tasks {
-		c.taskFinished(ctx, t, task, "", &typev1.Problem{Reason: "TASK_CANCELLED", Message: why}, true)
+		if task.Kind == store.KindCreateCsr {
+			c.taskFinished(ctx, t, task, "", &typev1.Problem{Reason: "TASK_CANCELLED", Message: why}, true)
+		}
 	}
 	return nil
 }
@@ -101,21 +108,21 @@ func (c *Core) RevokeCertificate(ctx context.Context, r *inventoryv1.RevokeCerti
 }
 
 func (c *Core) revoke(ctx context.Context, t *store.Tx, r *inventoryv1.RevokeCertificateRequest) (*inventoryv1.Revocation, error) {
-	row, err := t.LockCertificate(ctx, r.GetId())
-	if row, err = found(row, err, resourceCertificate, r.GetId()); err != nil {
-		return nil, err
-	}
 	reason := "UNSPECIFIED"
 	if r.GetReason() != typev1.RevocationReason_REVOCATION_REASON_UNSPECIFIED {
 		reason = r.GetReason().String()
 	}
 	if r.GetVersion() > 0 {
-		return c.revokeVersion(ctx, t, row, r, reason)
+		return c.revokeVersion(ctx, t, r, reason)
 	}
-	return c.revokeAll(ctx, t, row, r, reason)
+	return c.revokeAll(ctx, t, r, reason)
 }
 
-func (c *Core) revokeVersion(ctx context.Context, t *store.Tx, row store.Certificate, r *inventoryv1.RevokeCertificateRequest, reason string) (*inventoryv1.Revocation, error) {
+func (c *Core) revokeVersion(ctx context.Context, t *store.Tx, r *inventoryv1.RevokeCertificateRequest, reason string) (*inventoryv1.Revocation, error) {
+	row, err := t.LockCertificate(ctx, r.GetId())
+	if row, err = found(row, err, resourceCertificate, r.GetId()); err != nil {
+		return nil, err
+	}
 	v, err := t.GetVersion(ctx, row.ID, r.GetVersion())
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, errs.New(errs.NotFound, "VERSION_NOT_FOUND", "certificate %s has no version %d", row.ID, r.GetVersion())
@@ -142,24 +149,14 @@ func (c *Core) revokeVersion(ctx context.Context, t *store.Tx, row store.Certifi
 	return revocationOf(row.ID, reason, now, versions), nil
 }
 
-func (c *Core) revokeAll(ctx context.Context, t *store.Tx, row store.Certificate, r *inventoryv1.RevokeCertificateRequest, reason string) (*inventoryv1.Revocation, error) {
+func (c *Core) revokeAll(ctx context.Context, t *store.Tx, r *inventoryv1.RevokeCertificateRequest, reason string) (*inventoryv1.Revocation, error) {
 	now := time.Now().UTC().Truncate(time.Microsecond) // what Postgres keeps: a repeat answers the same
-	moved, err := t.RevokeCertificate(ctx, row.ID, reason, now)
+	row, moved, err := t.RevokeCertificate(ctx, r.GetId(), reason, now)
 	if err != nil {
 		return nil, err
 	}
 	if !moved {
-		if row.Status == store.CertificateArchived {
-			return nil, wrongState(resourceCertificate, row.ID, row.Status, "revoke its versions one by one")
-		}
-		versions, err := t.RevokedVersions(ctx, row.ID)
-		if err != nil {
-			return nil, err
-		}
-		if slices.ContainsFunc(versions, func(v store.Version) bool { return v.RevocationState == "FAILED" }) {
-			return c.revokeAgain(ctx, t, row, r, reason, now)
-		}
-		return revocationOf(row.ID, row.RevocationReason, *row.RevocationTime, versions), nil
+		return c.revokedBefore(ctx, t, r, reason, now)
 	}
 	versions, err := t.RevokeVersions(ctx, row.ID, 0, reason, now)
 	if err != nil {
@@ -168,15 +165,34 @@ func (c *Core) revokeAll(ctx context.Context, t *store.Tx, row store.Certificate
 	if err := c.release(ctx, t, row.ID, "the certificate was revoked"); err != nil {
 		return nil, err
 	}
-	if row, err = t.GetCertificate(ctx, row.ID); err != nil {
-		return nil, err
-	}
 	for _, to := range []string{toScheduler, toIssuance} {
 		tell(t, to, "certificate.revoked", resourceCertificate, row.ID, c.revoked(ctx, row, versions, r.GetReason()))
 	}
 	audit(ctx, t, "certificate.revoked", resourceCertificate, row.ID, map[string]any{"reason": reason, "versions": len(versions)})
 	t.Changed(store.Certificates)
 	return revocationOf(row.ID, reason, now, versions), nil
+}
+
+// revokedBefore answers for a certificate that cannot be revoked, or is already.
+func (c *Core) revokedBefore(ctx context.Context, t *store.Tx, r *inventoryv1.RevokeCertificateRequest, reason string, now time.Time) (*inventoryv1.Revocation, error) {
+	row, err := t.LockCertificate(ctx, r.GetId())
+	if row, err = found(row, err, resourceCertificate, r.GetId()); err != nil {
+		return nil, err
+	}
+	switch {
+	case row.Status == store.CertificateArchived:
+		return nil, wrongState(resourceCertificate, row.ID, row.Status, "revoke its versions one by one")
+	case row.RevocationTime == nil:
+		return nil, notFound(resourceCertificate, row.ID) // it was not there yet when it was to be revoked
+	}
+	versions, err := t.RevokedVersions(ctx, row.ID)
+	if err != nil {
+		return nil, err
+	}
+	if slices.ContainsFunc(versions, func(v store.Version) bool { return v.RevocationState == "FAILED" }) {
+		return c.revokeAgain(ctx, t, row, r, reason, now)
+	}
+	return revocationOf(row.ID, row.RevocationReason, *row.RevocationTime, versions), nil
 }
 
 // revokeAgain tells the CA once more of what it refused, perhaps for another reason.
@@ -231,11 +247,7 @@ func (c *Core) tellIssuance(ctx context.Context, r *inventoryv1.Revocation) {
 		c.log.Info("revocation goes to the CA later", certificateField(r.GetCertificateId()), errorField(err))
 		return
 	}
-	err = c.store.Tx(ctx, func(ctx context.Context, t *store.Tx) error {
-		_, err := t.FinishRevocations(ctx, r.GetCertificateId(), serials)
-		return err
-	})
-	if err != nil {
+	if _, err := c.store.FinishRevocations(ctx, r.GetCertificateId(), serials); err != nil {
 		c.log.Warn("note finished revocation", certificateField(r.GetCertificateId()), errorField(err))
 		return
 	}

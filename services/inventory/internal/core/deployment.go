@@ -141,13 +141,18 @@ func (c *Core) closeDeployments(ctx context.Context, t *store.Tx, s store.Deploy
 		if err := t.DeleteDeployment(ctx, d.ID); err != nil {
 			return err
 		}
-		d.Status, d.ErrorReason, d.ErrorMessage = store.DeploymentFailed, "DEPLOYMENT_CLOSED", why
-		d.DueTime = time.Time{} // nobody tries again
-		tell(t, toScheduler, "deployment.changed", resourceDeployment, d.ID, &inventoryv1.DeploymentChanged{Deployment: view.Deployment(d), RequestKey: d.RequestKey})
-		audit(ctx, t, "deployment.closed", resourceDeployment, d.ID, map[string]any{"certificate_id": d.CertificateID, "target_id": d.TargetID, "why": why})
-		t.Changed(store.Deployments)
+		c.deploymentClosed(ctx, t, d, why)
 	}
 	return nil
+}
+
+// deploymentClosed is the last word on a deployment whose row is gone.
+func (c *Core) deploymentClosed(ctx context.Context, t *store.Tx, d store.Deployment, why string) {
+	d.Status, d.ErrorReason, d.ErrorMessage = store.DeploymentFailed, "DEPLOYMENT_CLOSED", why
+	d.DueTime = time.Time{} // nobody tries again
+	tell(t, toScheduler, "deployment.changed", resourceDeployment, d.ID, &inventoryv1.DeploymentChanged{Deployment: view.Deployment(d), RequestKey: d.RequestKey})
+	audit(ctx, t, "deployment.closed", resourceDeployment, d.ID, map[string]any{"certificate_id": d.CertificateID, "target_id": d.TargetID, "why": why})
+	t.Changed(store.Deployments)
 }
 
 // redeploy has all deployments on a target made again, after its configuration changed.

@@ -153,11 +153,15 @@ func (t *Tx) ExpireCertificates(ctx context.Context, ids []string) ([]string, er
  WHERE id = ANY($1) AND status = ANY($2) AND not_after <= now() RETURNING id`, ids, tr.From, tr.To)
 }
 
-// RevokeCertificate revokes for good.
-func (t *Tx) RevokeCertificate(ctx context.Context, id, reason string, at time.Time) (bool, error) {
+// RevokeCertificate revokes for good, locks the certificate and answers it; false when its state does not allow it.
+func (t *Tx) RevokeCertificate(ctx context.Context, id, reason string, at time.Time) (Certificate, bool, error) {
 	tr := certificateRevoke()
-	return changed(ctx, t.q, "revoke certificate", `UPDATE certificates SET status = $3, revocation_time = $4, revocation_reason = $5,
- update_time = now(), revision = revision + 1 WHERE id = $1 AND status = ANY($2)`, id, tr.From, tr.To, at, reason)
+	rows, err := all[Certificate](ctx, t.q, "revoke certificate", `UPDATE certificates c SET status = $3, revocation_time = $4, revocation_reason = $5,
+ update_time = now(), revision = revision + 1 WHERE c.id = $1 AND c.status = ANY($2) RETURNING `+certificateColumns, id, tr.From, tr.To, at, reason)
+	if err != nil || len(rows) == 0 {
+		return Certificate{}, false, err
+	}
+	return rows[0], true, nil
 }
 
 // ArchiveCertificate takes a certificate out of care.
@@ -386,8 +390,8 @@ func (r Reads) RevokedVersions(ctx context.Context, certificateID string) ([]Ver
 }
 
 // FinishRevocations notes that the CA knows of the revocations; without serial numbers, of all of the certificate's.
-func (t *Tx) FinishRevocations(ctx context.Context, certificateID string, serials []string) (int, error) {
-	return count(ctx, t.q, "finish revocations", `UPDATE certificate_versions SET revocation_state = 'DONE', revocation_error = ''
+func (r Reads) FinishRevocations(ctx context.Context, certificateID string, serials []string) (int, error) {
+	return count(ctx, r.q, "finish revocations", `UPDATE certificate_versions SET revocation_state = 'DONE', revocation_error = ''
  WHERE certificate_id = $1 AND revocation_state IN ('PENDING', 'AWAITING_APPROVAL', 'FAILED') AND (serial_number = ANY($2) OR cardinality($2::text[]) = 0)`, certificateID, list(serials))
 }
 

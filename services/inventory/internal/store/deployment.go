@@ -65,8 +65,7 @@ type DeploymentSelection struct {
 	TargetIDs []string
 }
 
-// LockDeployments reads deployments and keeps others from changing them until the end of the transaction.
-func (t *Tx) LockDeployments(ctx context.Context, s DeploymentSelection) ([]Deployment, error) {
+func (s DeploymentSelection) where() *where {
 	w := &where{}
 	w.Equal("d.certificate_id", s.CertificateID)
 	w.Equal("d.agent_id", s.AgentID)
@@ -74,7 +73,23 @@ func (t *Tx) LockDeployments(ctx context.Context, s DeploymentSelection) ([]Depl
 	if s.TargetIDs != nil {
 		w.Add("d.target_id = ANY(?)", s.TargetIDs)
 	}
-	return all[Deployment](ctx, t.q, "lock deployments", `SELECT `+deploymentColumns+` FROM deployments d WHERE `+w.SQL()+` ORDER BY d.agent_id, d.id FOR UPDATE`, w.Args()...)
+	return w
+}
+
+// lockOrder is in which order deployments are locked, by all who lock several.
+const lockOrder = ` ORDER BY d.agent_id, d.id FOR UPDATE`
+
+// LockDeployments reads deployments and keeps others from changing them until the end of the transaction.
+func (t *Tx) LockDeployments(ctx context.Context, s DeploymentSelection) ([]Deployment, error) {
+	w := s.where()
+	return all[Deployment](ctx, t.q, "lock deployments", `SELECT `+deploymentColumns+` FROM deployments d WHERE `+w.SQL()+lockOrder, w.Args()...)
+}
+
+// DeleteDeployments takes deployments away and answers them.
+func (t *Tx) DeleteDeployments(ctx context.Context, s DeploymentSelection) ([]Deployment, error) {
+	w := s.where()
+	return all[Deployment](ctx, t.q, "delete deployments", `WITH locked AS (SELECT d.id FROM deployments d WHERE `+w.SQL()+lockOrder+`)
+DELETE FROM deployments d USING locked WHERE d.id = locked.id RETURNING `+deploymentColumns, w.Args()...)
 }
 
 // DeploymentsOf reads the deployments of certificates.

@@ -118,7 +118,8 @@ func TestACertificateMovesOnlyAsTheTableSays(t *testing.T) {
 				return len(expired) == 1, err
 			},
 			"revoke": func(ctx context.Context, tx *store.Tx) (bool, error) {
-				return tx.RevokeCertificate(ctx, "cert-1", "SUPERSEDED", time.Now())
+				_, moved, err := tx.RevokeCertificate(ctx, "cert-1", "SUPERSEDED", time.Now())
+				return moved, err
 			},
 			"archive": func(ctx context.Context, tx *store.Tx) (bool, error) { return tx.ArchiveCertificate(ctx, "cert-1") },
 		},
