@@ -450,12 +450,12 @@ func errCredential() error {
 
 // Authenticate finds whose credential a secret is, and notes its first use. A retired agent is told so.
 func (c *Core) Authenticate(ctx context.Context, secret string) (store.Credential, error) {
-	k, err := c.store.GetCredential(ctx, hashSecret(secret))
-	if errors.Is(err, store.ErrNotFound) {
-		return k, errCredential()
-	}
+	k, ok, err := c.together.credentials.Get(ctx, string(hashSecret(secret)))
 	if err != nil {
 		return k, err
+	}
+	if !ok {
+		return k, errCredential()
 	}
 	if err := valid(k); err != nil {
 		return k, err

@@ -89,6 +89,7 @@ type Core struct {
 	scheduler renewalschedulerv1.SchedulerInternalServiceClient
 	targets   TargetValidator
 	summary   *reuse.Value[store.Summary]
+	together  *together
 }
 
 // New makes a Core.
@@ -96,6 +97,7 @@ func New(cfg Config, deps Deps) *Core {
 	c := &Core{
 		cfg: cfg, store: deps.Store, log: deps.Log, pages: deps.Pages, issuance: deps.Issuance, scheduler: deps.Scheduler, targets: deps.Targets,
 	}
+	c.together = newTogether(c)
 	c.summary = reuse.New(reuse.Config{}, c.countAll)
 	return c
 }

@@ -61,43 +61,81 @@ type desired struct {
 	version                          int32
 	force                            bool
 	requestKey                       string
+	// requestID, if not empty, is what the events about it come from.
+	requestID string
 }
 
-// desire opens a deployment, or turns the one that there is to the version, and puts the work into the mailbox at once. The
-// caller holds the certificate's lock.
-func (c *Core) desire(ctx context.Context, t *store.Tx, w desired) error {
+// at is where it is to be served.
+func (w desired) at() store.Place {
+	return store.Place{CertificateID: w.certificateID, TargetID: w.targetID}
+}
+
+// desire opens deployments, or turns those that there are to the versions, and puts the work into the mailboxes at once. The caller holds
+// the certificates' locks. Of several for one place the last counts. However many there are, it takes the statements of one.
+func (c *Core) desire(ctx context.Context, t *store.Tx, list ...desired) error {
+	last := make(map[store.Place]desired, len(list))
+	var places []store.Place
+	for _, w := range list {
+		if _, ok := last[w.at()]; !ok {
+			places = append(places, w.at())
+		}
+		last[w.at()] = w
+	}
+	if len(places) == 0 {
+		return nil
+	}
+	known, err := t.LockDeploymentsAt(ctx, places)
+	if err != nil {
+		return err
+	}
 	deadline := time.Now().Add(c.cfg.DeployDeadline)
-	d, err := t.LockDeploymentOf(ctx, w.certificateID, w.targetID)
-	switch {
-	case errors.Is(err, store.ErrNotFound):
+	var fresh []store.Deployment
+	var anew []store.Desire
+	var ids []string
+	for _, at := range places {
+		w := last[at]
+		if d, ok := known[at]; ok {
+			anew, ids = append(anew, store.Desire{ID: d.ID, Version: w.version, Force: w.force, RequestKey: w.requestKey, Deadline: deadline}), append(ids, d.ID)
+			continue
+		}
 		id, err := newID("dep")
 		if err != nil {
 			return err
 		}
-		d = store.Deployment{
+		fresh = append(fresh, store.Deployment{
 			ID: id, CertificateID: w.certificateID, TargetID: w.targetID, AgentID: w.agentID, DesiredVersion: w.version, Force: w.force,
 			RequestKey: w.requestKey, DeadlineTime: &deadline,
-		}
-		if err := t.InsertDeployment(ctx, d); err != nil {
-			return err
-		}
-	case err != nil:
+		})
+	}
+	opened, err := t.InsertDeployments(ctx, fresh)
+	if err != nil {
 		return err
-	default:
-		if _, err := t.DesireDeployment(ctx, d.ID, store.Desire{Version: w.version, Force: w.force, RequestKey: w.requestKey, Deadline: deadline}); err != nil {
-			return err
-		}
-		if _, err := t.CancelOpen(ctx, store.OpenSelection{DeploymentID: d.ID}); err != nil {
+	}
+	turned, err := t.DesireDeployments(ctx, anew)
+	if err != nil {
+		return err
+	}
+	if len(ids) > 0 {
+		if _, err := t.CancelOpen(ctx, store.OpenSelection{DeploymentIDs: ids}); err != nil {
 			return err
 		}
 	}
-	d.DesiredVersion = w.version
-	return c.openDeploy(ctx, t, d, deadline)
+	opened = append(opened, turned...)
+	if err := c.openAssignments(ctx, t, store.KindDeploy, opened, deadline); err != nil {
+		return err
+	}
+	for _, d := range opened {
+		if cause := last[store.Place{CertificateID: d.CertificateID, TargetID: d.TargetID}].requestID; cause != "" {
+			t.CausedBy(cause)
+		}
+		tellDeployment(t, d)
+	}
+	return nil
 }
 
 // openDeploy puts a PENDING deployment into the agent's mailbox; the dispatcher looks at it again at its deadline.
 func (c *Core) openDeploy(ctx context.Context, t *store.Tx, d store.Deployment, deadline time.Time) error {
-	if err := c.openAssignment(ctx, t, d, store.KindDeploy, deadline); err != nil {
+	if err := c.openAssignments(ctx, t, store.KindDeploy, []store.Deployment{d}, deadline); err != nil {
 		return err
 	}
 	if err := t.PostponeDeployment(ctx, d.ID, deadline); err != nil {
@@ -106,14 +144,19 @@ func (c *Core) openDeploy(ctx context.Context, t *store.Tx, d store.Deployment, 
 	return c.deploymentChanged(ctx, t, d.ID)
 }
 
-func (c *Core) openAssignment(ctx context.Context, t *store.Tx, d store.Deployment, kind string, deadline time.Time) error {
-	id, err := newID("")
-	if err != nil {
-		return err
+// openAssignments puts work on deployments into mailboxes.
+func (c *Core) openAssignments(ctx context.Context, t *store.Tx, kind string, deployments []store.Deployment, deadline time.Time) error {
+	work := make([]store.Assignment, 0, len(deployments))
+	for _, d := range deployments {
+		id, err := newID("")
+		if err != nil {
+			return err
+		}
+		work = append(work, store.Assignment{
+			ID: id, AgentID: d.AgentID, Kind: kind, CertificateID: d.CertificateID, DeploymentID: d.ID, Version: d.DesiredVersion, DeadlineTime: deadline,
+		})
 	}
-	_, err = t.InsertAssignment(ctx, store.Assignment{
-		ID: id, AgentID: d.AgentID, Kind: kind, CertificateID: d.CertificateID, DeploymentID: d.ID, Version: d.DesiredVersion, DeadlineTime: deadline,
-	})
+	_, err := t.InsertAssignments(ctx, work)
 	return err
 }
 
@@ -123,9 +166,13 @@ func (c *Core) deploymentChanged(ctx context.Context, t *store.Tx, id string) er
 	if err != nil {
 		return err
 	}
+	tellDeployment(t, d)
+	return nil
+}
+
+func tellDeployment(t *store.Tx, d store.Deployment) {
 	tell(t, toScheduler, "deployment.changed", resourceDeployment, d.ID, &inventoryv1.DeploymentChanged{Deployment: view.Deployment(d), RequestKey: d.RequestKey})
 	t.Changed(store.Deployments)
-	return nil
 }
 
 // closeDeployments ends deployments that nobody wants any more: their rows go, the last word on them is an event.
@@ -161,13 +208,11 @@ func (c *Core) redeploy(ctx context.Context, t *store.Tx, targetID string) error
 	if err != nil {
 		return err
 	}
+	list := make([]desired, 0, len(deployments))
 	for _, d := range deployments {
-		w := desired{certificateID: d.CertificateID, targetID: d.TargetID, agentID: d.AgentID, version: d.DesiredVersion, force: true}
-		if err := c.desire(ctx, t, w); err != nil {
-			return err
-		}
+		list = append(list, desired{certificateID: d.CertificateID, targetID: d.TargetID, agentID: d.AgentID, version: d.DesiredVersion, force: true})
 	}
-	return nil
+	return c.desire(ctx, t, list...)
 }
 
 // RequestDeployment makes a deployment due now. A repeat with the same key answers it as it stands.
@@ -181,18 +226,20 @@ func (c *Core) RequestDeployment(ctx context.Context, r *inventoryv1.RequestDepl
 		if row.Final() {
 			return wrongState(resourceCertificate, row.ID, row.Status, "it is no longer deployed")
 		}
-		d, err := t.LockDeploymentOf(ctx, row.ID, r.GetTargetId())
-		if err != nil && !errors.Is(err, store.ErrNotFound) {
+		at := store.Place{CertificateID: row.ID, TargetID: r.GetTargetId()}
+		known, err := t.LockDeploymentsAt(ctx, []store.Place{at})
+		if err != nil {
 			return err
 		}
-		if err == nil && d.RequestKey == r.GetRequestKey() {
+		if d, ok := known[at]; ok && d.RequestKey == r.GetRequestKey() {
 			out = d
 			return nil
 		}
 		if err := c.requestDeployment(ctx, t, row, r); err != nil {
 			return err
 		}
-		out, err = t.LockDeploymentOf(ctx, row.ID, r.GetTargetId())
+		known, err = t.LockDeploymentsAt(ctx, []store.Place{at})
+		out = known[at]
 		return err
 	})
 	if err != nil {
@@ -227,16 +274,13 @@ func (c *Core) requestDeployment(ctx context.Context, t *store.Tx, row store.Cer
 // nextVerify is when a deployment that is in place is looked at again.
 func (c *Core) nextVerify() time.Time { return time.Now().Add(jittered(c.cfg.VerifyInterval)) }
 
-// served ends a try with success.
-func (c *Core) served(ctx context.Context, t *store.Tx, d store.Deployment, s store.Sighting) error {
-	moved, err := t.ServeDeployment(ctx, d.ID, s)
-	if err != nil || !moved {
-		return err
-	}
+// served tells of a try that ended with success.
+func (c *Core) served(ctx context.Context, t *store.Tx, d store.Deployment) {
 	audit(ctx, t, "deployment.served", resourceDeployment, d.ID, map[string]any{
-		"certificate_id": d.CertificateID, "target_id": d.TargetID, "version": s.Version, "fingerprint_sha256": s.Fingerprint, "address": s.Address,
+		"certificate_id": d.CertificateID, "target_id": d.TargetID, "version": d.ServedVersion, "fingerprint_sha256": d.ServedFingerprint,
+		"address": d.VerifiedAddress,
 	})
-	return c.deploymentChanged(ctx, t, d.ID)
+	tellDeployment(t, d)
 }
 
 // failed ends a try without success: another one follows, soon while there are tries left, and slowly after that.

@@ -177,17 +177,15 @@ func (c *Core) deployVersions(ctx context.Context, t *store.Tx, list []issued, r
 	if err != nil {
 		return err
 	}
+	var wanted []desired
 	for _, i := range list {
 		row, v := rows[i.version.CertificateID], i.version
-		t.CausedBy(i.requestID)
 		for _, target := range targets {
 			if v.AgentID == "" || row.Final() || target.AgentID != v.AgentID || target.AgentStatus == store.AgentRetired || !slices.Contains(row.TargetIDs, target.ID) {
 				continue
 			}
-			if err := c.desire(ctx, t, desired{certificateID: row.ID, targetID: target.ID, agentID: v.AgentID, version: v.Version}); err != nil {
-				return err
-			}
+			wanted = append(wanted, desired{certificateID: row.ID, targetID: target.ID, agentID: v.AgentID, version: v.Version, requestID: i.requestID})
 		}
 	}
-	return nil
+	return c.desire(ctx, t, wanted...)
 }

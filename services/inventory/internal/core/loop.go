@@ -106,7 +106,7 @@ func (c *Core) verify(ctx context.Context, t *store.Tx, d store.Deployment) erro
 	if _, err := t.CancelOpen(ctx, store.OpenSelection{DeploymentID: d.ID}); err != nil {
 		return err
 	}
-	if err := c.openAssignment(ctx, t, d, store.KindVerify, next); err != nil {
+	if err := c.openAssignments(ctx, t, store.KindVerify, []store.Deployment{d}, next); err != nil {
 		return err
 	}
 	return t.PostponeDeployment(ctx, d.ID, next)
@@ -264,7 +264,7 @@ func (c *Core) again(ctx context.Context, t *store.Tx, d store.Deployment) error
 		return err
 	}
 	deadline := time.Now().Add(c.cfg.DeployDeadline)
-	_, err = t.DesireDeployment(ctx, d.ID, store.Desire{Version: d.DesiredVersion, Force: d.Force, Deadline: deadline})
+	_, err = t.DesireDeployments(ctx, []store.Desire{{ID: d.ID, Version: d.DesiredVersion, Force: d.Force, Deadline: deadline}})
 	if err != nil {
 		return err
 	}

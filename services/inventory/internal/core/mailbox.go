@@ -38,38 +38,7 @@ func (c *Core) CreateCsrTask(ctx context.Context, r *inventoryv1.CreateCsrTaskRe
 	if err != nil {
 		return nil, err
 	}
-	err = c.store.Tx(ctx, func(ctx context.Context, t *store.Tx) error {
-		other, err := t.GetAssignment(ctx, r.GetTaskId())
-		if err == nil {
-			return sameTask(other, r)
-		}
-		if !errors.Is(err, store.ErrNotFound) {
-			return err
-		}
-		row, err := t.LockCertificate(ctx, r.GetCsr().GetCertificateId())
-		if row, err = found(row, err, resourceCertificate, r.GetCsr().GetCertificateId()); err != nil {
-			return err
-		}
-		if row.Final() {
-			return wrongState(resourceCertificate, row.ID, row.Status, "no key is made for it")
-		}
-		agent, err := t.GetAgent(ctx, r.GetAgentId())
-		if agent, err = found(agent, err, resourceAgent, r.GetAgentId()); err != nil {
-			return err
-		}
-		if agent.Status == store.AgentRetired {
-			return wrongState(resourceAgent, agent.ID, agent.Status, "it takes no work")
-		}
-		added, err := t.InsertAssignment(ctx, store.Assignment{
-			ID: r.GetTaskId(), AgentID: agent.ID, Kind: store.KindCreateCsr, CertificateID: row.ID, Payload: payload, DeadlineTime: r.GetDeadlineTime().AsTime(),
-		})
-		if err != nil || !added {
-			return err
-		}
-		audit(ctx, t, "task.created", resourceTask, r.GetTaskId(), map[string]any{"agent_id": agent.ID, "certificate_id": row.ID, "kind": store.KindCreateCsr})
-		return nil
-	})
-	if err != nil {
+	if _, err := c.together.tasks.Do(ctx, taskCall{caller: callerOf(ctx), request: r, payload: payload}); err != nil {
 		return nil, err
 	}
 	return &inventoryv1.CreateCsrTaskResponse{}, nil
@@ -121,52 +90,7 @@ func (c *Core) taskFinished(ctx context.Context, t *store.Tx, task store.Assignm
 
 // ListAssignments leases an agent's open work and puts together what it needs.
 func (c *Core) ListAssignments(ctx context.Context, agentID string, r *agentv1.ListAssignmentsRequest) (*agentv1.ListAssignmentsResponse, error) {
-	limit := int(r.GetMaxAssignments())
-	if limit == 0 {
-		limit = defaultAssignments
-	}
-	limit = min(limit, maxAssignments)
-	out := &agentv1.ListAssignmentsResponse{}
-	err := c.store.Tx(ctx, func(ctx context.Context, t *store.Tx) error {
-		out.Reset()
-		until := time.Now().Add(c.cfg.AssignmentLease)
-		rows, err := t.LeaseAssignments(ctx, store.Lease{AgentID: agentID, After: r.GetAfterRevision(), Limit: limit, Until: until})
-		if err != nil {
-			return err
-		}
-		work, err := contentsOf(ctx, t, rows)
-		if err != nil {
-			return err
-		}
-		if err := startDeployments(ctx, t, rows, until); err != nil {
-			return err
-		}
-		last := r.GetAfterRevision()
-		for _, row := range sortByMailbox(rows) {
-			a, err := assignment(work, row, until)
-			if err != nil {
-				return err
-			}
-			out.Assignments = append(out.Assignments, a)
-			last = row.Mailbox
-		}
-		if len(rows) == limit {
-			open, err := t.CountOpenAfter(ctx, agentID, last)
-			out.More = open > 0
-			return err
-		}
-		return nil
-	})
-	return out, err
-}
-
-func sortByMailbox(rows []store.Assignment) []store.Assignment {
-	for i := 1; i < len(rows); i++ {
-		for j := i; j > 0 && rows[j].Mailbox < rows[j-1].Mailbox; j-- {
-			rows[j], rows[j-1] = rows[j-1], rows[j]
-		}
-	}
-	return rows
+	return c.together.lists.Do(ctx, listCall{agentID: agentID, request: r})
 }
 
 // contents are what assignments are about.
@@ -227,21 +151,25 @@ func (w contents) of(row store.Assignment) (store.Deployment, store.Target, stor
 }
 
 // startDeployments notes for all leased deployments that the agent has them.
-func startDeployments(ctx context.Context, t *store.Tx, rows []store.Assignment, until time.Time) error {
-	var ids []string
+func startDeployments(ctx context.Context, t *store.Tx, rows []store.Assignment, work contents, until time.Time) error {
+	var fresh, begun []string
 	for _, row := range rows {
-		if row.Kind == store.KindDeploy {
-			ids = append(ids, row.DeploymentID)
+		switch {
+		case row.Kind != store.KindDeploy:
+		case work.deployments[row.DeploymentID].Status == store.DeploymentPending:
+			fresh = append(fresh, row.DeploymentID)
+		default:
+			begun = append(begun, row.DeploymentID)
 		}
 	}
-	if len(ids) == 0 {
-		return nil
+	started, err := t.StartDeployments(ctx, fresh, until)
+	if err != nil {
+		return err
 	}
-	started, err := t.StartDeployments(ctx, ids, until)
 	if started > 0 {
 		t.Changed(store.Deployments)
 	}
-	return err
+	return t.KeepDeployments(ctx, begun, until)
 }
 
 // assignment puts together what an agent needs for one piece of work.
@@ -283,40 +211,27 @@ func (c *Core) ReportAssignment(ctx context.Context, agentID string, r *agentv1.
 	if _, err := uuid.Parse(r.GetLeaseId()); err != nil {
 		return nil, errs.Field("lease_id", "is not a lease")
 	}
-	out := &agentv1.ReportAssignmentResponse{}
-	err := c.store.Tx(ctx, func(ctx context.Context, t *store.Tx) error {
-		out.Reset()
-		row, err := t.GetAssignment(ctx, r.GetAssignmentId())
-		// Another agent's work is not there: who guesses an id learns nothing.
-		if errors.Is(err, store.ErrNotFound) || err == nil && row.AgentID != agentID {
-			return notFound("assignment", r.GetAssignmentId())
-		}
-		if err != nil {
-			return err
-		}
-		if r.GetProgress() != nil {
-			return c.progress(ctx, t, row, r, out)
-		}
-		return c.result(ctx, t, row, r, out)
-	})
-	return out, err
+	return c.together.reports.Do(ctx, reportCall{caller: callerOf(ctx), agentID: agentID, request: r})
 }
 
-func (c *Core) progress(ctx context.Context, t *store.Tx, row store.Assignment, r *agentv1.ReportAssignmentRequest, out *agentv1.ReportAssignmentResponse) error {
-	until := time.Now().Add(c.cfg.AssignmentLease)
-	if row.DeploymentID != "" && row.Kind == store.KindDeploy {
-		d, err := t.LockDeployment(ctx, row.DeploymentID)
-		if errors.Is(err, store.ErrNotFound) {
-			out.Stale = true
-			return nil
-		}
-		if err != nil {
+// canonical is an id as it is stored: UUIDs may be written in several ways.
+func canonical(id string) string {
+	u, err := uuid.Parse(id)
+	if err != nil {
+		return id
+	}
+	return u.String()
+}
+
+// prolong makes the lease of work longer; its deployment is locked.
+func (c *Core) prolong(ctx context.Context, t *store.Tx, row store.Assignment, d store.Deployment, r *agentv1.ReportAssignmentRequest, until time.Time, out *agentv1.ReportAssignmentResponse) error {
+	if row.Kind == store.KindDeploy && d.ID == "" {
+		out.Stale = true
+		return nil
+	}
+	if row.Kind == store.KindDeploy && d.Status == store.DeploymentDeploying {
+		if err := t.PostponeDeployment(ctx, d.ID, until); err != nil {
 			return err
-		}
-		if d.Status == store.DeploymentDeploying {
-			if err := t.PostponeDeployment(ctx, d.ID, until); err != nil {
-				return err
-			}
 		}
 	}
 	live, err := t.ExtendLease(ctx, row.ID, r.GetLeaseId(), until)
@@ -328,47 +243,6 @@ func (c *Core) progress(ctx context.Context, t *store.Tx, row store.Assignment, 
 		out.LeaseEndTime = timestamppb.New(until)
 	}
 	return nil
-}
-
-// result ends work. The deployment is locked before the assignment, as everywhere.
-func (c *Core) result(ctx context.Context, t *store.Tx, row store.Assignment, r *agentv1.ReportAssignmentRequest, out *agentv1.ReportAssignmentResponse) error {
-	if err := checkReport(row, r); err != nil {
-		return err
-	}
-	var d store.Deployment
-	if row.DeploymentID != "" {
-		var err error
-		d, err = t.LockDeployment(ctx, row.DeploymentID)
-		if errors.Is(err, store.ErrNotFound) {
-			out.Stale = true
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-	status := store.AssignmentDone
-	if r.GetFailure() != nil {
-		status = store.AssignmentFailed
-	}
-	finished, err := t.FinishAssignment(ctx, row.ID, r.GetLeaseId(), status)
-	if err != nil {
-		return err
-	}
-	if !finished {
-		// The same report again is no news; one under another lease comes too late.
-		out.Stale = row.LeaseID != r.GetLeaseId() || row.Status != store.AssignmentDone && row.Status != store.AssignmentFailed
-		return nil
-	}
-	switch row.Kind {
-	case store.KindCreateCsr:
-		c.csrResult(ctx, t, row, r)
-		return nil
-	case store.KindVerify:
-		return c.verifyResult(ctx, t, d, r)
-	default:
-		return c.deployResult(ctx, t, d, row, r)
-	}
 }
 
 // checkReport refuses a report that is not about the kind of work.
@@ -392,6 +266,7 @@ func (c *Core) csrResult(ctx context.Context, t *store.Tx, row store.Assignment,
 	c.taskFinished(ctx, t, row, r.GetCsr().GetCsrPem(), nil, false)
 }
 
+// deployResult takes a try that failed, or after which something else is served.
 func (c *Core) deployResult(ctx context.Context, t *store.Tx, d store.Deployment, row store.Assignment, r *agentv1.ReportAssignmentRequest) error {
 	if f := r.GetFailure(); f != nil {
 		p := problemOf(f)
@@ -405,13 +280,10 @@ func (c *Core) deployResult(ctx context.Context, t *store.Tx, d store.Deployment
 	if err != nil {
 		return err
 	}
-	if s.Version != row.Version {
-		return c.failed(ctx, t, d, store.Setback{
-			Reason: "NOT_SERVED", Message: "the agent has put the certificate in place, but something else is served",
-			ServedFingerprint: s.Fingerprint, ServedVersion: s.Version,
-		}, false)
-	}
-	return c.served(ctx, t, d, s)
+	return c.failed(ctx, t, d, store.Setback{
+		Reason: "NOT_SERVED", Message: "the agent has put the certificate in place, but something else is served",
+		ServedFingerprint: s.Fingerprint, ServedVersion: s.Version,
+	}, false)
 }
 
 func (c *Core) verifyResult(ctx context.Context, t *store.Tx, d store.Deployment, r *agentv1.ReportAssignmentRequest) error {
@@ -439,21 +311,28 @@ func (c *Core) verifyResult(ctx context.Context, t *store.Tx, d store.Deployment
 }
 
 func (c *Core) sighting(ctx context.Context, t *store.Tx, d store.Deployment, r *agentv1.DeployResult) (store.Sighting, error) {
+	s := c.seen(r)
+	return s, c.recognise(ctx, t, d.CertificateID, s.Fingerprint, &s.Version)
+}
+
+// seen is what an agent has seen; what version that is is not known yet.
+func (c *Core) seen(r *agentv1.DeployResult) store.Sighting {
 	now := time.Now().UTC()
 	s := store.Sighting{Fingerprint: strings.ToLower(r.GetServedFingerprintSha256()), Address: r.GetVerifiedAddress(), Time: now, Due: c.nextVerify()}
 	// An agent's clock may be wrong; what it saw it did not see in the future.
 	if at := r.GetVerifyTime(); at != nil && at.AsTime().Before(now) {
 		s.Time = at.AsTime()
 	}
-	return s, c.recognise(ctx, t, d.CertificateID, s.Fingerprint, &s.Version)
+	return s
 }
 
 func (c *Core) recognise(ctx context.Context, t *store.Tx, certificateID, fingerprint string, version *int32) error {
 	if fingerprint == "" {
 		return nil
 	}
-	v, err := t.VersionByFingerprint(ctx, certificateID, fingerprint)
-	*version = v
+	of := store.Fingerprint{CertificateID: certificateID, SHA256: fingerprint}
+	known, err := t.VersionsByFingerprint(ctx, []store.Fingerprint{of})
+	*version = known[of]
 	return err
 }
 

@@ -36,6 +36,16 @@ func (r Reads) GetAgent(ctx context.Context, id string) (Agent, error) {
 	return one[Agent](ctx, r.q, "read agent", `SELECT `+agentColumns+` FROM agents a WHERE a.id = $1`, id)
 }
 
+// AgentStatuses reads the statuses of those agents that there are, by id.
+func (r Reads) AgentStatuses(ctx context.Context, ids []string) (map[string]string, error) {
+	rows, err := all[struct{ ID, Status string }](ctx, r.q, "read statuses of agents", `SELECT a.id, a.status FROM agents a WHERE a.id = ANY($1)`, ids)
+	statuses := make(map[string]string, len(rows))
+	for _, a := range rows {
+		statuses[a.ID] = a.Status
+	}
+	return statuses, err
+}
+
 // LockAgent reads one and keeps others from changing it until the end of the transaction.
 func (t *Tx) LockAgent(ctx context.Context, id string) (Agent, error) {
 	return one[Agent](ctx, t.q, "lock agent", `SELECT `+agentColumns+` FROM agents a WHERE a.id = $1 FOR UPDATE`, id)

@@ -338,10 +338,31 @@ func (r Reads) GetVersions(ctx context.Context, keys []VersionKey) ([]Version, e
  WHERE (v.certificate_id, v.version) IN (SELECT * FROM unnest($1::text[], $2::integer[]))`, ids, numbers)
 }
 
-// VersionByFingerprint reads the number of the certificate's version with this fingerprint, 0 for a foreign one.
-func (r Reads) VersionByFingerprint(ctx context.Context, certificateID, fingerprint string) (int32, error) {
-	return value[int32](ctx, r.q, "look for fingerprint", `SELECT COALESCE(max(version), 0) FROM certificate_versions
- WHERE fingerprint_sha256 = $2 AND certificate_id = $1`, certificateID, fingerprint)
+// Fingerprint is one that was seen where a certificate belongs.
+type Fingerprint struct{ CertificateID, SHA256 string }
+
+// VersionsByFingerprint reads the numbers of the certificates' versions with these fingerprints; foreign ones are left out.
+func (r Reads) VersionsByFingerprint(ctx context.Context, seen []Fingerprint) (map[Fingerprint]int32, error) {
+	if len(seen) == 0 {
+		return nil, nil
+	}
+	var certificates, fingerprints []string
+	for _, f := range seen {
+		certificates, fingerprints = append(certificates, f.CertificateID), append(fingerprints, f.SHA256)
+	}
+	rows, err := all[struct {
+		CertificateID     string
+		FingerprintSHA256 string
+		Version           int32
+	}](ctx, r.q, "recognise versions", `SELECT v.certificate_id, v.fingerprint_sha256, v.version FROM certificate_versions v
+ JOIN unnest($1::text[], $2::text[]) AS e (certificate_id, fingerprint) ON e.fingerprint = v.fingerprint_sha256 AND e.certificate_id = v.certificate_id`,
+		certificates, fingerprints)
+	known := make(map[Fingerprint]int32, len(rows))
+	for _, v := range rows {
+		of := Fingerprint{v.CertificateID, v.FingerprintSHA256}
+		known[of] = max(known[of], v.Version)
+	}
+	return known, err
 }
 
 // VersionFor reads the newest version that is not revoked for a holder's key.

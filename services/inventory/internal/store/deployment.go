@@ -51,9 +51,28 @@ func (t *Tx) LockDeployment(ctx context.Context, id string) (Deployment, error) 
 	return one[Deployment](ctx, t.q, "lock deployment", `SELECT `+deploymentColumns+` FROM deployments d WHERE d.id = $1 FOR UPDATE`, id)
 }
 
-// LockDeploymentOf is LockDeployment by certificate and target.
-func (t *Tx) LockDeploymentOf(ctx context.Context, certificateID, targetID string) (Deployment, error) {
-	return one[Deployment](ctx, t.q, "lock deployment", `SELECT `+deploymentColumns+` FROM deployments d WHERE d.certificate_id = $1 AND d.target_id = $2 FOR UPDATE`, certificateID, targetID)
+// LockDeploymentsByID is LockDeployment of many, in the order of their ids; those that are not there are left out.
+func (t *Tx) LockDeploymentsByID(ctx context.Context, ids []string) ([]Deployment, error) {
+	return all[Deployment](ctx, t.q, "lock deployments", `SELECT `+deploymentColumns+` FROM deployments d WHERE d.id = ANY($1) ORDER BY d.id FOR UPDATE`, ids)
+}
+
+// Place is a certificate on a target.
+type Place struct{ CertificateID, TargetID string }
+
+// LockDeploymentsAt is LockDeployment by certificate and target, of many; those that are not there are left out.
+func (t *Tx) LockDeploymentsAt(ctx context.Context, places []Place) (map[Place]Deployment, error) {
+	var certificates, targets []string
+	for _, p := range places {
+		certificates, targets = append(certificates, p.CertificateID), append(targets, p.TargetID)
+	}
+	rows, err := all[Deployment](ctx, t.q, "lock deployments", `SELECT `+deploymentColumns+` FROM deployments d
+ JOIN unnest($1::text[], $2::text[]) AS e (certificate_id, target_id) ON d.certificate_id = e.certificate_id AND d.target_id = e.target_id
+ ORDER BY d.id FOR UPDATE OF d`, certificates, targets)
+	found := make(map[Place]Deployment, len(rows))
+	for _, d := range rows {
+		found[Place{d.CertificateID, d.TargetID}] = d
+	}
+	return found, err
 }
 
 // DeploymentSelection names deployments by what they belong to; empty fields count for nothing.
@@ -97,14 +116,26 @@ func (r Reads) DeploymentsOf(ctx context.Context, certificateIDs []string) ([]De
 	return all[Deployment](ctx, r.q, "read deployments", `SELECT `+deploymentColumns+` FROM deployments d WHERE d.certificate_id = ANY($1) ORDER BY d.certificate_id, d.id`, certificateIDs)
 }
 
-// InsertDeployment stores a new PENDING deployment, due now.
-func (t *Tx) InsertDeployment(ctx context.Context, d Deployment) error {
-	_, err := t.q.Exec(ctx, `INSERT INTO deployments (id, certificate_id, target_id, agent_id, status, desired_version, force, due_time, deadline_time, request_key)
-VALUES ($1, $2, $3, $4, 'PENDING', $5, $6, now(), $7, $8)`, d.ID, d.CertificateID, d.TargetID, d.AgentID, d.DesiredVersion, d.Force, d.DeadlineTime, d.RequestKey)
-	if err != nil {
-		return wrap("insert deployment", err)
+// InsertDeployments stores new PENDING deployments, due at their deadlines: their work is in the mailboxes with them. It answers them.
+func (t *Tx) InsertDeployments(ctx context.Context, deployments []Deployment) ([]Deployment, error) {
+	if len(deployments) == 0 {
+		return nil, nil
 	}
-	return nil
+	var ids, certificates, targets, agents, requests []string
+	var versions []int32
+	var force []bool
+	var deadlines []*time.Time
+	for _, d := range deployments {
+		ids, certificates, targets = append(ids, d.ID), append(certificates, d.CertificateID), append(targets, d.TargetID)
+		agents, versions, force = append(agents, d.AgentID), append(versions, d.DesiredVersion), append(force, d.Force)
+		deadlines, requests = append(deadlines, d.DeadlineTime), append(requests, d.RequestKey)
+	}
+	return all[Deployment](ctx, t.q, "insert deployments", `INSERT INTO deployments AS d (id, certificate_id, target_id, agent_id, status, desired_version, force, due_time,
+ deadline_time, request_key)
+SELECT e.id, e.certificate_id, e.target_id, e.agent_id, 'PENDING', e.version, e.force, e.deadline, e.deadline, e.request_key
+ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::integer[], $6::boolean[], $7::timestamptz[], $8::text[])
+  AS e (id, certificate_id, target_id, agent_id, version, force, deadline, request_key)
+RETURNING `+deploymentColumns, ids, certificates, targets, agents, versions, force, deadlines, requests)
 }
 
 // DeleteDeployment closes a deployment.
@@ -115,33 +146,58 @@ func (t *Tx) DeleteDeployment(ctx context.Context, id string) error {
 	return nil
 }
 
-// Desire is what DesireDeployment sets.
+// Desire is what DesireDeployments sets.
 type Desire struct {
-	Version    int32
-	Force      bool
+	ID       string
+	Version  int32
+	Force    bool
+	Deadline time.Time
+	// RequestKey is that of a request; empty: the last one stays.
 	RequestKey string
-	Deadline   time.Time
 }
 
-// DesireDeployment makes a deployment due now for a version.
-func (t *Tx) DesireDeployment(ctx context.Context, id string, d Desire) (bool, error) {
-	tr := deploymentDesire()
-	return changed(ctx, t.q, "desire deployment", `UPDATE deployments SET status = $3, desired_version = $4, force = $5,
- request_key = CASE WHEN $6 = '' THEN request_key ELSE $6 END, attempt = 0, due_time = now(), deadline_time = $7, error_reason = '',
- error_message = '', update_time = now(), revision = revision + 1 WHERE id = $1 AND status = ANY($2)`,
-		id, tr.From, tr.To, d.Version, d.Force, d.RequestKey, d.Deadline)
-}
-
-// StartDeployments notes that the agent has the work, until when it is its own, and answers how many began. Those that had begun
-// before are the agent's for longer.
-func (t *Tx) StartDeployments(ctx context.Context, ids []string, until time.Time) (int, error) {
-	tr := deploymentStart()
-	_, err := t.q.Exec(ctx, `UPDATE deployments SET due_time = $3 WHERE id = ANY($1) AND status = $2`, ids, tr.To, until)
-	if err != nil {
-		return 0, wrap("keep deployments", err)
+// DesireDeployments begins deployments anew for a version. They are due at their deadlines: their work is in the mailboxes with them. It
+// answers them.
+func (t *Tx) DesireDeployments(ctx context.Context, desires []Desire) ([]Deployment, error) {
+	if len(desires) == 0 {
+		return nil, nil
 	}
+	var ids, requests []string
+	var versions []int32
+	var force []bool
+	var deadlines []time.Time
+	for _, d := range desires {
+		ids, requests, versions = append(ids, d.ID), append(requests, d.RequestKey), append(versions, d.Version)
+		force, deadlines = append(force, d.Force), append(deadlines, d.Deadline)
+	}
+	tr := deploymentDesire()
+	return all[Deployment](ctx, t.q, "desire deployments", `UPDATE deployments d SET status = $2, desired_version = e.version, force = e.force,
+ request_key = CASE WHEN e.request_key = '' THEN d.request_key ELSE e.request_key END, attempt = 0, due_time = e.deadline, deadline_time = e.deadline,
+ error_reason = '', error_message = '', update_time = now(), revision = d.revision + 1
+ FROM unnest($3::text[], $4::integer[], $5::boolean[], $6::timestamptz[], $7::text[]) AS e (id, version, force, deadline, request_key)
+ WHERE d.id = e.id AND d.status = ANY($1) RETURNING `+deploymentColumns, tr.From, tr.To, ids, versions, force, deadlines, requests)
+}
+
+// StartDeployments notes that agents have the work, until when it is theirs, and answers how many began.
+func (t *Tx) StartDeployments(ctx context.Context, ids []string, until time.Time) (int, error) {
+	if len(ids) == 0 {
+		return 0, nil
+	}
+	tr := deploymentStart()
 	return count(ctx, t.q, "start deployments", `UPDATE deployments SET status = $3, attempt = attempt + 1, due_time = $4, update_time = now(),
  revision = revision + 1 WHERE id = ANY($1) AND status = ANY($2)`, ids, tr.From, tr.To, until)
+}
+
+// KeepDeployments leaves work that has begun to the agents for longer.
+func (t *Tx) KeepDeployments(ctx context.Context, ids []string, until time.Time) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	_, err := t.q.Exec(ctx, `UPDATE deployments SET due_time = $3 WHERE id = ANY($1) AND status = $2`, ids, deploymentStart().To, until)
+	if err != nil {
+		return wrap("keep deployments", err)
+	}
+	return nil
 }
 
 // PostponeDeployment sets when the dispatcher looks at a deployment next; its state stays.
@@ -162,25 +218,45 @@ type Sighting struct {
 	Due time.Time
 }
 
-// ServeDeployment ends a try: the desired version was seen.
-func (t *Tx) ServeDeployment(ctx context.Context, id string, s Sighting) (bool, error) {
+// Serving is the desired version seen on a deployment's target.
+type Serving struct {
+	ID string
+	Sighting
+}
+
+// ServeDeployments ends tries: the desired versions were seen. It answers the deployments that it moved.
+func (t *Tx) ServeDeployments(ctx context.Context, seen []Serving) ([]Deployment, error) {
+	if len(seen) == 0 {
+		return nil, nil
+	}
+	var ids, fingerprints, addresses []string
+	var versions []int32
+	var times, due []time.Time
+	for _, s := range seen {
+		ids, fingerprints, addresses = append(ids, s.ID), append(fingerprints, s.Fingerprint), append(addresses, s.Address)
+		versions, times, due = append(versions, s.Version), append(times, s.Time), append(due, s.Due)
+	}
 	tr := deploymentServe()
-	return t.sight(ctx, "serve deployment", tr, id, s, `, deployed_version = $4, attempt = 0, force = false, deadline_time = NULL`)
+	return all[Deployment](ctx, t.q, "serve deployments", `UPDATE deployments d SET status = $2, served_version = e.version, deployed_version = e.version,
+ served_fingerprint = e.fingerprint, verified_address = e.address, verify_time = e.verified, due_time = e.due, attempt = 0, force = false,
+ deadline_time = NULL, error_reason = '', error_message = '', update_time = now(), revision = d.revision + 1
+ FROM unnest($3::text[], $4::integer[], $5::text[], $6::text[], $7::timestamptz[], $8::timestamptz[]) AS e (id, version, fingerprint, address, verified, due)
+ WHERE d.id = e.id AND d.status = ANY($1) RETURNING `+deploymentColumns, tr.From, tr.To, ids, versions, fingerprints, addresses, times, due)
 }
 
 // ConfirmDeployment notes that a verification saw the desired version.
 func (t *Tx) ConfirmDeployment(ctx context.Context, id string, s Sighting) (bool, error) {
-	return t.sight(ctx, "confirm deployment", deploymentConfirm(), id, s, ``)
+	return t.sight(ctx, "confirm deployment", deploymentConfirm(), id, s)
 }
 
 // DriftDeployment notes that a verification saw something else.
 func (t *Tx) DriftDeployment(ctx context.Context, id string, s Sighting) (bool, error) {
-	return t.sight(ctx, "drift deployment", deploymentDrift(), id, s, ``)
+	return t.sight(ctx, "drift deployment", deploymentDrift(), id, s)
 }
 
-func (t *Tx) sight(ctx context.Context, what string, tr Transition, id string, s Sighting, more string) (bool, error) {
+func (t *Tx) sight(ctx context.Context, what string, tr Transition, id string, s Sighting) (bool, error) {
 	return changed(ctx, t.q, what, `UPDATE deployments SET status = $3, served_version = $4, served_fingerprint = $5, verified_address = $6,
- verify_time = $7, due_time = $8, error_reason = '', error_message = '', update_time = now(), revision = revision + 1`+more+`
+ verify_time = $7, due_time = $8, error_reason = '', error_message = '', update_time = now(), revision = revision + 1
  WHERE id = $1 AND status = ANY($2)`, id, tr.From, tr.To, s.Version, s.Fingerprint, s.Address, s.Time, s.Due)
 }
 

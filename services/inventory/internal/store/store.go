@@ -134,11 +134,12 @@ type Tx struct {
 	requestID   string
 	events      []outbox.Event
 	notices     map[Notice]struct{}
+	work        map[string]int64 // the highest number for each agent
 	collections map[string]struct{}
 }
 
 func newTx(tx pgx.Tx) *Tx {
-	return &Tx{Reads: Reads{q: tx}, tx: tx, notices: map[Notice]struct{}{}, collections: map[string]struct{}{}}
+	return &Tx{Reads: Reads{q: tx}, tx: tx, notices: map[Notice]struct{}{}, work: map[string]int64{}, collections: map[string]struct{}{}}
 }
 
 // Emit writes events with the transaction.
@@ -162,12 +163,9 @@ func (t *Tx) Changed(collections ...string) {
 // Notify tells the replica that holds the agent's stream, after the commit.
 func (t *Tx) Notify(n Notice) {
 	if n.Kind == NoticeWork { // the highest number says it all
-		for other := range t.notices {
-			if other.Kind == NoticeWork && other.AgentID == n.AgentID {
-				n.Number = max(n.Number, other.Number)
-				delete(t.notices, other)
-			}
-		}
+		delete(t.notices, Notice{Kind: NoticeWork, AgentID: n.AgentID, Number: t.work[n.AgentID]})
+		n.Number = max(n.Number, t.work[n.AgentID])
+		t.work[n.AgentID] = n.Number
 	}
 	t.notices[n] = struct{}{}
 }

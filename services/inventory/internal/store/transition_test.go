@@ -164,14 +164,16 @@ func TestADeploymentMovesOnlyAsTheTableSays(t *testing.T) {
 		states: []string{"PENDING", "DEPLOYING", "SERVED", "DRIFTED", "FAILED"},
 		movers: map[string]mover{
 			"desire": func(ctx context.Context, tx *store.Tx) (bool, error) {
-				return tx.DesireDeployment(ctx, "dep-1", store.Desire{Version: 2, Deadline: time.Now()})
+				moved, err := tx.DesireDeployments(ctx, []store.Desire{{ID: "dep-1", Version: 2, Deadline: time.Now()}})
+				return len(moved) == 1, err
 			},
 			"start": func(ctx context.Context, tx *store.Tx) (bool, error) {
 				n, err := tx.StartDeployments(ctx, []string{"dep-1"}, time.Now())
 				return n == 1, err
 			},
 			"serve": func(ctx context.Context, tx *store.Tx) (bool, error) {
-				return tx.ServeDeployment(ctx, "dep-1", sighting)
+				moved, err := tx.ServeDeployments(ctx, []store.Serving{{ID: "dep-1", Sighting: sighting}})
+				return len(moved) == 1, err
 			},
 			"retry": func(ctx context.Context, tx *store.Tx) (bool, error) {
 				return tx.RetryDeployment(ctx, "dep-1", setback)
@@ -200,10 +202,10 @@ func TestNobodySeesAMailboxNumberBeforeALowerOne(t *testing.T) {
 		return store.Assignment{ID: id, AgentID: "agent-1", Kind: store.KindCreateCsr, CertificateID: "cert-1", Payload: []byte{}, DeadlineTime: time.Now().Add(time.Hour)}
 	}
 	err := s.Tx(t.Context(), func(ctx context.Context, tx *store.Tx) error {
-		_, err := tx.InsertAssignment(ctx, assignment("00000000-0000-7000-8000-000000000001"))
+		_, err := tx.InsertAssignments(ctx, []store.Assignment{assignment("00000000-0000-7000-8000-000000000001")})
 		second = run.Go(func() error {
 			return s.Tx(t.Context(), func(ctx context.Context, tx *store.Tx) error {
-				_, err := tx.InsertAssignment(ctx, assignment("00000000-0000-7000-8000-000000000002"))
+				_, err := tx.InsertAssignments(ctx, []store.Assignment{assignment("00000000-0000-7000-8000-000000000002")})
 				return err
 			})
 		})

@@ -5,11 +5,8 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/jackc/pgx/v5/pgconn"
-
 	"github.com/certctl/certctl/pkg/batch"
 	"github.com/certctl/certctl/pkg/lease"
-	"github.com/certctl/certctl/pkg/pg"
 	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
 	issuancev1 "github.com/certctl/certctl/proto/gen/go/certctl/issuance/v1"
 	"github.com/certctl/certctl/services/renewalscheduler/internal/store"
@@ -55,10 +52,10 @@ func newTogether(c *Core) *together {
 		jobs: batch.NewReads(batch.ReadsConfig{}, c.readJobs), records: batch.NewReads(batch.ReadsConfig{}, c.readRecords),
 		profiles: batch.NewReads(batch.ReadsConfig{}, c.readProfiles),
 		changes: batch.NewWrites(togetherMost, func(ctx context.Context, list []edit) []batch.Outcome[seenJob] {
-			return eachOrAll(list, func(list []edit) ([]batch.Outcome[seenJob], error) { return c.writeEdits(ctx, list) })
+			return batch.AllOrEach(list, func(list []edit) ([]batch.Outcome[seenJob], error) { return c.writeEdits(ctx, list) })
 		}),
 		starts: batch.NewWrites(togetherMost, func(ctx context.Context, list []start) []batch.Outcome[bool] {
-			return eachOrAll(list, func(list []start) ([]batch.Outcome[bool], error) { return c.writeStarts(ctx, list) })
+			return batch.AllOrEach(list, func(list []start) ([]batch.Outcome[bool], error) { return c.writeStarts(ctx, list) })
 		}),
 		releases: batch.NewWrites(togetherMost, c.writeReleases),
 	}
@@ -125,7 +122,7 @@ func (c *Core) writeEdits(ctx context.Context, list []edit) (out []batch.Outcome
 				continue
 			}
 			if err := e.make(context.WithoutCancel(e.ctx), tx, j); err != nil {
-				return &itemError{err}
+				return batch.OfItem(err)
 			}
 			if j.Revision != e.seen.Revision {
 				tx.Changed(store.Jobs)
@@ -137,7 +134,7 @@ func (c *Core) writeEdits(ctx context.Context, list []edit) (out []batch.Outcome
 		}
 		return nil
 	})
-	return out, err
+	return out, ofItem(err)
 }
 
 // writeStarts opens the jobs of plans whose leases hold, in one transaction.
@@ -165,12 +162,22 @@ func (c *Core) writeStarts(ctx context.Context, list []start) (out []batch.Outco
 				continue
 			}
 			if out[i].Value, err = c.startPlan(ctx, tx, s.lease.ID, s.record); err != nil {
-				return &itemError{err}
+				return batch.OfItem(err)
 			}
 		}
 		return nil
 	})
-	return out, err
+	return out, ofItem(err)
+}
+
+// ofItem marks what the store says of a row that is not as it was.
+func ofItem(err error) error {
+	for _, of := range []error{store.ErrChanged, store.ErrOpen, store.ErrNotFound, store.ErrExists} {
+		if errors.Is(err, of) {
+			return batch.OfItem(err)
+		}
+	}
+	return err
 }
 
 func (c *Core) writeReleases(ctx context.Context, list []store.Release) []batch.Outcome[struct{}] {
@@ -180,34 +187,4 @@ func (c *Core) writeReleases(ctx context.Context, list []store.Release) []batch.
 		out[i].Err = err
 	}
 	return out
-}
-
-// itemError is the error of one of many that share a transaction.
-type itemError struct{ cause error }
-
-func (e *itemError) Error() string { return e.cause.Error() }
-func (e *itemError) Unwrap() error { return e.cause }
-
-// eachOrAll writes all together or, when that fails over one of them, each alone.
-func eachOrAll[T, R any](list []T, write func([]T) ([]batch.Outcome[R], error)) []batch.Outcome[R] {
-	out, err := write(list)
-	if err == nil {
-		return out
-	}
-	out = make([]batch.Outcome[R], len(list))
-	for i := range list {
-		if out[i].Err = err; len(list) > 1 && separable(err) {
-			out[i] = eachOrAll(list[i:i+1], write)[0]
-		}
-	}
-	return out
-}
-
-// separable tells whether an error may be that of one item alone, and not one of the database's condition.
-func separable(err error) bool {
-	if _, of := errors.AsType[*itemError](err); of || errors.Is(err, store.ErrChanged) || errors.Is(err, store.ErrOpen) || errors.Is(err, store.ErrNotFound) {
-		return true
-	}
-	e, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && !pg.Transient(e)
 }
