@@ -47,7 +47,7 @@ type Config struct {
 	NotificationRetryInterval   time.Duration // loop 6 (2 min)
 	DigestInterval              time.Duration // loop 7 (24 h)
 
-	// RenewalConcurrency bounds how many jobs, and how many due certificates, are worked on at a time (25).
+	// RenewalConcurrency bounds how many jobs, and how many due certificates, are worked on at a time (200).
 	RenewalConcurrency int
 
 	StartTimeout     time.Duration // until a job makes its first call (24 h)
@@ -81,7 +81,7 @@ func (c *Config) setDefaults() {
 		}
 	}
 	if c.RenewalConcurrency <= 0 {
-		c.RenewalConcurrency = 25
+		c.RenewalConcurrency = 200
 	}
 }
 

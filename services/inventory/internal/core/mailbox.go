@@ -267,7 +267,7 @@ func (c *Core) csrResult(ctx context.Context, t *store.Tx, row store.Assignment,
 }
 
 // deployResult takes a try that failed, or after which something else is served.
-func (c *Core) deployResult(ctx context.Context, t *store.Tx, d store.Deployment, row store.Assignment, r *agentv1.ReportAssignmentRequest) error {
+func (c *Core) deployResult(ctx context.Context, t *store.Tx, d store.Deployment, r *agentv1.ReportAssignmentRequest) error {
 	if f := r.GetFailure(); f != nil {
 		p := problemOf(f)
 		s := store.Setback{Reason: p.GetReason(), Message: p.GetMessage(), ServedFingerprint: strings.ToLower(f.GetServedFingerprintSha256())}

@@ -145,7 +145,7 @@ func (r *reports) follow(ctx context.Context, finished []int) error {
 			serving = append(serving, store.Serving{ID: d.ID, Sighting: r.sight(d, request.GetDeploy())})
 			of[d.ID] = i
 		default:
-			err = r.deployResult(within, r.t, d, row, request)
+			err = r.deployResult(within, r.t, d, request)
 		}
 		if err != nil {
 			return batch.OfItem(err)

@@ -103,7 +103,7 @@ type Loops struct {
 	AsyncPoll           time.Duration `env:"CERTCTL_ASYNC_POLL_INTERVAL" envDefault:"5s" check:"duration>=1s" help:"Poll dispatch."`
 	ChainVerify         time.Duration `env:"CERTCTL_AUDIT_CHAIN_VERIFY_INTERVAL" envDefault:"6h" check:"duration>=1s" help:"Chain verification."`
 
-	RenewalConcurrency int `env:"CERTCTL_RENEWAL_CONCURRENCY" envDefault:"25" check:"int 1..1000" help:"How many renewals are worked on at a time."`
+	RenewalConcurrency int `env:"CERTCTL_RENEWAL_CONCURRENCY" envDefault:"200" check:"int 1..1000" help:"How many renewals are worked on at a time."`
 }
 
 // Waits are the wait budgets: seconds that somebody waits for a CA that answers later, before the job shows that the order is

@@ -236,7 +236,7 @@ renewal-scheduler:
         notificationProcess: 1m
         notificationRetry: 2m
         renewalCheck: 1h
-    renewalConcurrency: 25
+    renewalConcurrency: 200
 server:
     allowFrom: []
     auth:
