@@ -13,7 +13,7 @@ import (
 // Room is what may be allocated between two collections, in bytes, and the bounds of what that makes of GOGC, in percent.
 const (
 	Room  = 48 << 20
-	least = 50
+	least = 30
 	most  = 800
 )
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/certctl/certctl/deploy/bench/internal/fleet"
@@ -156,10 +157,10 @@ func (b *bench) returning(ctx context.Context, f *fleet.Fleet) error {
 
 // pickup creates certificates for some agents, and looks how soon each starts on its key.
 func (b *bench) pickup(ctx context.Context, f *fleet.Fleet, credentials []fleet.Credential) error {
-	step := max(len(credentials)/pickups, 1)
+	step, run := max(len(credentials)/pickups, 1), strconv.FormatInt(time.Now().Unix(), 36) // an id may be taken by a run before
 	r := load.Run(ctx, load.Plan{Rate: 10, Workers: 16, Duration: time.Duration(min(pickups, len(credentials))) * time.Second / 10}, func(ctx context.Context, _, n int) error {
 		agent := credentials[n*step%len(credentials)].AgentID
-		id := fmt.Sprintf("pickup-%s-%05d", agent[len(agent)-6:], n)
+		id := fmt.Sprintf("pickup-%s-%s-%05d", run, agent[len(agent)-6:], n)
 		target, err := b.post(ctx, "/api/v1/targets", map[string]any{"id": id, "name": id, "type": "file", "agent_id": agent,
 			"config": map[string]any{"fullchain_path": "/srv/" + id + "/fullchain.pem", "key_path": "/srv/" + id + "/key.pem"}}, nil)
 		if err != nil {

@@ -48,21 +48,6 @@ type process struct {
 	conns      []*grpc.ClientConn
 	databases  []*pg.DB
 	probe      probe
-	ballast    []byte
-}
-
-// ballastSize is how much more the heap is taken to have than it has. A service keeps little and makes much: Go's collector, which
-// runs each time the heap has doubled, would run many times a second and take a tenth of the CPU. A limit of memory with a higher
-// GOGC would do the same, and stop a process that has come to keep more than the limit. The pages are never written to, so that
-// they take no memory.
-const ballastSize = 32 << 20
-
-// newBallast makes it, unless the operator has set up the collector.
-func newBallast() []byte {
-	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
-		return nil
-	}
-	return make([]byte, ballastSize)
 }
 
 func newProcess(cfg settings.Server, name string) (*process, error) {
@@ -78,7 +63,7 @@ func newProcess(cfg settings.Server, name string) (*process, error) {
 	setDefaultMaxWait(cfg.Waits)
 	return &process{cfg: cfg, log: log, dir: dir, secret: cfg.Secrets.Internal, databaseURL: cfg.Postgres.URL, issuerTypes: catalog.Types(),
 		registries: make(map[string]*metrics.Registry), services: make(map[string]service),
-		gatherers: []prometheus.Gatherer{metrics.NewProcess(version.Version)}, ballast: newBallast()}, nil
+		gatherers: []prometheus.Gatherer{metrics.NewProcess(version.Version)}}, nil
 }
 
 // jsonOnly keeps what a machine wants in every line out of lines for people.
