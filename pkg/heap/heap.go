@@ -12,8 +12,8 @@ import (
 
 // Room is what may be allocated between two collections, in bytes, and the bounds of what that makes of GOGC, in percent.
 const (
-	Room  = 48 << 20
-	least = 30
+	Room  = 32 << 20
+	least = 25
 	most  = 800
 )
 

@@ -12,7 +12,7 @@ func TestTheRoomIsTheSameWhateverIsUsed(t *testing.T) {
 	t.Parallel()
 	require.Equal(t, most, percent(0))
 	require.Equal(t, most, percent(1<<20), "a small heap does not grow without bound")
-	require.Equal(t, 480, percent(10<<20))
+	require.Equal(t, 320, percent(10<<20))
 	require.Equal(t, 100, percent(Room))
 	require.Equal(t, least, percent(1<<30), "a large one is not collected all the time")
 }
