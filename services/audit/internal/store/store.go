@@ -262,12 +262,15 @@ func scan(ctx context.Context, q querier, sql string, args ...any) ([]*core.Even
 
 // scanEvent reads a row of columns.
 func scanEvent(row pgx.CollectableRow) (*core.Event, error) {
-	var e core.Event
-	var data string
-	err := row.Scan(&e.Sequence, &e.ID, &e.Time, &e.RecordTime, &e.ActorType, &e.ActorID, &e.Action, &e.ResourceType, &e.ResourceID,
-		&e.Outcome, &e.RequestID, &data, &e.Hash, &e.PreviousHash)
-	e.Data = []byte(data)
-	return &e, err
+	return pg.RowTo(readEvent)(row)
+}
+
+func readEvent(r *pg.Columns) *core.Event {
+	return &core.Event{
+		Sequence: r.Int64(), ID: r.Text(), Time: r.Time(), RecordTime: r.Time(), ActorType: r.Text(), ActorID: r.Text(), Action: r.Text(),
+		ResourceType: r.Text(), ResourceID: r.Text(), Outcome: r.Text(), RequestID: r.Text(), Data: []byte(r.Text()), Hash: r.Bytes(),
+		PreviousHash: r.Bytes(),
+	}
 }
 
 // Report is the outcome of a verification.

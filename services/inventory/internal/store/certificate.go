@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/certctl/certctl/pkg/pg"
 	"github.com/certctl/certctl/pkg/search"
 )
 
@@ -48,6 +49,17 @@ const certificateColumns = `c.id, c.name, c.common_name, c.dns_names, c.ip_addre
  c.update_time, c.revision,
  ARRAY(SELECT b.target_id FROM certificate_targets b WHERE b.certificate_id = c.id ORDER BY b.target_id) AS target_ids`
 
+// readCertificate reads certificateColumns.
+func readCertificate(r *pg.Columns) Certificate {
+	return Certificate{
+		ID: r.Text(), Name: r.Text(), CommonName: r.Text(), DNSNames: r.Texts(), IPAddresses: r.Texts(), EmailAddresses: r.Texts(), URIs: r.Texts(),
+		IssuerID: r.Text(), ProfileID: r.Text(), PolicyID: r.Text(), KeyAlgorithm: r.Text(), Owner: r.Text(), Team: r.Text(), Environment: r.Text(),
+		Labels: readLabels(r), Status: r.Text(), CurrentVersion: r.Int32(), SerialNumber: r.Text(), FingerprintSHA256: r.Text(),
+		NotBefore: r.Moment(), NotAfter: r.Moment(), RevocationTime: r.Moment(), RevocationReason: r.Text(), CreateTime: r.Time(),
+		UpdateTime: r.Time(), Revision: r.Int32(), TargetIDs: r.Texts(),
+	}
+}
+
 // searchText is what the filter "name" looks in.
 func (c Certificate) searchText() string {
 	parts := slices.Concat([]string{c.Name, c.CommonName}, c.DNSNames, c.IPAddresses, c.EmailAddresses, c.URIs)
@@ -67,7 +79,7 @@ func (r Reads) GetCertificate(ctx context.Context, id string) (Certificate, erro
 // GetCertificates reads those that there are of the ids. They are in a subquery so that Postgres plans the statement once: an array
 // that it can see looks better to it by its length than one that it cannot, and it would plan anew for each.
 func (r Reads) GetCertificates(ctx context.Context, ids []string) ([]Certificate, error) {
-	return all[Certificate](ctx, r.q, "read certificates", `SELECT `+certificateColumns+` FROM certificates c WHERE c.id = ANY((SELECT $1::text[])::text[]) ORDER BY c.id`, ids)
+	return allBy(ctx, r.q, "read certificates", pg.RowTo(readCertificate), `SELECT `+certificateColumns+` FROM certificates c WHERE c.id = ANY((SELECT $1::text[])::text[]) ORDER BY c.id`, ids)
 }
 
 // Certificate reads one outside of transactions, in one statement with all that are asked for at the time.
@@ -243,7 +255,7 @@ func certificateTable() search.Table {
 
 // ListCertificates reads one page.
 func (r Reads) ListCertificates(ctx context.Context, f CertificateFilter, s Slice) ([]Certificate, error) {
-	return find[Certificate](ctx, r.q, "list certificates", f.where().search(certificateTable(), s))
+	return findBy(ctx, r.q, "list certificates", f.where().search(certificateTable(), s), pg.RowTo(readCertificate))
 }
 
 // CountCertificates counts what the filter finds.

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+
+	"github.com/certctl/certctl/pkg/pg"
 )
 
 // Labels are the pairs of a jsonb column.
@@ -21,6 +23,16 @@ func (l *Labels) ScanBytes(text []byte) error {
 		return fmt.Errorf("read labels: %w", err)
 	}
 	return nil
+}
+
+func readLabels(r *pg.Columns) Labels {
+	var l Labels
+	text := r.JSON()
+	if pairs, ok := plainPairs(text); ok {
+		return pairs
+	}
+	r.Check(l.ScanBytes([]byte(text)))
+	return l
 }
 
 // plainPairs reads {"a": "b", "c": "d"} without escapes.

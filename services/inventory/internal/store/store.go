@@ -329,7 +329,12 @@ func (w *where) search(table search.Table, s Slice) search.Search {
 
 // find reads one page of a table.
 func find[T any](ctx context.Context, q querier, what string, s search.Search) ([]T, error) {
-	v, err := search.Find(ctx, q, s, pgx.RowToStructByName[T])
+	return findBy(ctx, q, what, s, pgx.RowToStructByName[T])
+}
+
+// findBy is find with a way to read rows.
+func findBy[T any](ctx context.Context, q querier, what string, s search.Search, scan pgx.RowToFunc[T]) ([]T, error) {
+	v, err := search.Find(ctx, q, s, scan)
 	if err != nil {
 		return nil, wrap(what, err)
 	}
@@ -375,11 +380,16 @@ func one[T any](ctx context.Context, q querier, what, sql string, args ...any) (
 
 // all reads rows.
 func all[T any](ctx context.Context, q querier, what, sql string, args ...any) ([]T, error) {
+	return allBy(ctx, q, what, pgx.RowToStructByName[T], sql, args...)
+}
+
+// allBy is all with a way to read rows.
+func allBy[T any](ctx context.Context, q querier, what string, scan pgx.RowToFunc[T], sql string, args ...any) ([]T, error) {
 	rows, err := q.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, wrap(what, err)
 	}
-	v, err := pgx.CollectRows(rows, pgx.RowToStructByName[T])
+	v, err := pgx.CollectRows(rows, scan)
 	if err != nil {
 		return nil, wrap(what, err)
 	}

@@ -7,7 +7,7 @@ import (
 
 	"github.com/certctl/certctl/pkg/mutation"
 	"github.com/certctl/certctl/pkg/page"
-
+	"github.com/certctl/certctl/pkg/pg"
 	"github.com/certctl/certctl/pkg/search"
 )
 
@@ -90,6 +90,14 @@ type DiscoveredCertificate struct {
 	LastSeenTime      time.Time
 }
 
+// readDiscovered reads discoveredColumns.
+func readDiscovered(r *pg.Columns) DiscoveredCertificate {
+	return DiscoveredCertificate{
+		ID: r.Text(), FingerprintSHA256: r.Text(), CommonName: r.Text(), DNSNames: r.Texts(), IssuerDN: r.Text(), SubjectDN: r.Text(),
+		SerialNumber: r.Text(), NotBefore: r.Time(), NotAfter: r.Time(), Status: r.Text(), FirstSeenTime: r.Time(), LastSeenTime: r.Time(),
+	}
+}
+
 const discoveredColumns = `f.id, f.fingerprint_sha256, f.common_name, f.dns_names, f.issuer_dn, f.subject_dn, f.serial_number, f.not_before,
  f.not_after, f.status, f.first_seen_time, f.last_seen_time`
 
@@ -106,7 +114,7 @@ func discoveredCertificateTable() search.Table {
 func (r Reads) ListDiscovered(ctx context.Context, statuses []string, s Slice) ([]DiscoveredCertificate, error) {
 	w := &where{}
 	w.Among("f.status", statuses)
-	return find[DiscoveredCertificate](ctx, r.q, "list discovered certificates", w.search(discoveredCertificateTable(), s))
+	return findBy(ctx, r.q, "list discovered certificates", w.search(discoveredCertificateTable(), s), pg.RowTo(readDiscovered))
 }
 
 // CountDiscovered counts what the filter finds.

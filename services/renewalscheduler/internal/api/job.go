@@ -55,7 +55,7 @@ func (s *jobServer) ListJobs(ctx context.Context, req *renewalschedulerv1.ListJo
 		return nil, err
 	}
 	jobs, more := page.Cut(jobs, list.Size)
-	keys, err := s.store.KeysOf(ctx, jobs)
+	keys, err := s.store.KeysShown(ctx, jobs)
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/certctl/certctl/pkg/lease"
+	"github.com/certctl/certctl/pkg/pg"
 	"github.com/certctl/certctl/pkg/search"
 )
 
@@ -18,14 +19,18 @@ const jobColumns = `id, type, state, certificate_id, target_id, retry_of, attemp
  approved_by, approval_subject, approval_comment, create_time, start_time, end_time, deadline_time, due_time, revision`
 
 func scanJob(row pgx.CollectableRow) (*Job, error) {
-	j := &Job{}
-	var start, end, deadline, due *time.Time
-	err := row.Scan(&j.ID, &j.Type, &j.State, &j.CertificateID, &j.TargetID, &j.RetryOf, &j.Attempt, &j.MaxAttempts, &j.Error.Reason,
-		&j.Error.Message, &j.RequestedBy, &j.Askers, &j.ApprovedBy, &j.ApprovalSubject, &j.ApprovalComment, &j.CreateTime, &start, &end,
-		&deadline, &due, &j.Revision)
-	j.CreateTime = j.CreateTime.UTC()
-	j.StartTime, j.EndTime, j.DeadlineTime, j.DueTime = goTime(start), goTime(end), goTime(deadline), goTime(due)
-	return j, err
+	return pg.RowTo(readJob)(row)
+}
+
+// readJob reads jobColumns.
+func readJob(r *pg.Columns) *Job {
+	return &Job{
+		ID: r.Text(), Type: JobType(r.Text()), State: JobState(r.Text()), CertificateID: r.Text(), TargetID: r.Text(), RetryOf: r.Text(),
+		Attempt: int(r.Int32()), MaxAttempts: int(r.Int32()), Error: Problem{Reason: r.Text(), Message: r.Text()}, RequestedBy: r.Text(),
+		Askers: r.Texts(), ApprovedBy: r.Text(), ApprovalSubject: r.Text(), ApprovalComment: r.Text(), CreateTime: r.Time().UTC(),
+		StartTime: goTime(r.Moment()), EndTime: goTime(r.Moment()), DeadlineTime: goTime(r.Moment()), DueTime: goTime(r.Moment()),
+		Revision: r.Int32(),
+	}
 }
 
 func (q Queries) selectJobs(ctx context.Context, where string, args ...any) ([]*Job, error) {

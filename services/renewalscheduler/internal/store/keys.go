@@ -6,6 +6,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/certctl/certctl/pkg/pg"
 )
 
 const keyColumns = `job_id, agent_id, state, task_id, csr_pem, order_id, version, error_reason, error_message, permanent, keep_csr,
@@ -39,6 +41,35 @@ func (q Queries) keys(ctx context.Context, where string, args ...any) ([]*Key, e
 // Keys reads the keys of a job.
 func (q Queries) Keys(ctx context.Context, jobID string) ([]*Key, error) {
 	return q.keys(ctx, `job_id = $1 ORDER BY agent_id`, jobID)
+}
+
+// KeysShown reads of the keys of several jobs what users are shown of a key, by job: neither its CSR nor its order's request, which
+// are most of a row.
+func (q Queries) KeysShown(ctx context.Context, jobs []*Job) (map[string][]*Key, error) {
+	ids := make([]string, 0, len(jobs))
+	for _, j := range jobs {
+		ids = append(ids, j.ID)
+	}
+	// They are in a subquery so that Postgres plans the statement once: it would plan anew for an array whose length it can see.
+	rows, err := q.db.Query(ctx, `SELECT job_id, agent_id, state, COALESCE(order_id, '') AS order_id, version, error_reason, error_message
+ FROM job_keys WHERE job_id = ANY((SELECT $1::text[])::text[]) ORDER BY job_id, agent_id`, ids)
+	if err != nil {
+		return nil, fmt.Errorf("read job keys: %w", err)
+	}
+	keys, err := pgx.CollectRows(rows, pg.RowTo(func(r *pg.Columns) *Key {
+		return &Key{
+			JobID: r.Text(), AgentID: r.Text(), State: KeyState(r.Text()), OrderID: r.Text(), Version: r.Int32(),
+			Error: Problem{Reason: r.Text(), Message: r.Text()},
+		}
+	}))
+	if err != nil {
+		return nil, fmt.Errorf("read job keys: %w", err)
+	}
+	out := make(map[string][]*Key, len(jobs))
+	for _, k := range keys {
+		out[k.JobID] = append(out[k.JobID], k)
+	}
+	return out, nil
 }
 
 // KeysOf reads the keys of several jobs, by job.
