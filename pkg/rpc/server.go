@@ -37,6 +37,9 @@ const (
 	keepaliveTimeout  = 10 * time.Second
 	keepaliveMinTime  = 10 * time.Second
 	handshakeTimeout  = 10 * time.Second
+	// streamWorkers take the calls one after the other, with stacks that have grown already: a new goroutine's would grow several
+	// times on its way through the chain. When all are busy a call gets a goroutine of its own.
+	streamWorkers = 16
 )
 
 // ServerConfig sets up a server. Durations of 0 mean the defaults.
@@ -168,6 +171,9 @@ func (s *Server) options() []grpc.ServerOption {
 	}
 	if s.cfg.MaxConcurrentStreams > 0 {
 		opts = append(opts, grpc.MaxConcurrentStreams(s.cfg.MaxConcurrentStreams))
+	}
+	if !s.cfg.TLSByListener { // else an HTTP server has goroutines for the calls
+		opts = append(opts, grpc.NumStreamWorkers(streamWorkers))
 	}
 	if s.cfg.TLS != nil {
 		opts = append(opts, grpc.Creds(credentials.NewTLS(atLeastTLS13(s.cfg.TLS))))

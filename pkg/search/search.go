@@ -67,19 +67,19 @@ func Find[T any](ctx context.Context, q Querier, s Search, scan pgx.RowToFunc[T]
 	}
 	planned := append([]any{pgx.QueryExecModeCacheDescribe}, p.args...) // with the values: which index is best depends on how many rows have them
 	if p.unindexed && !p.few {
-		return read(ctx, q, scan, p.plain(), planned)
+		return read(ctx, q, scan, p.plain(), s.Limit, planned)
 	}
 	if !p.few {
-		rows, err := read(ctx, q, scan, p.walk(), p.args)
+		rows, err := read(ctx, q, scan, p.walk(), s.Limit, p.args)
 		if err != nil || len(p.rest) == 0 || len(rows) == s.Limit {
 			return rows, err
 		}
 	}
-	rows, err := read(ctx, q, scan, p.collect(), planned)
+	rows, err := read(ctx, q, scan, p.collect(), s.Limit, planned)
 	if err != nil || len(rows) <= s.Limit {
 		return rows, err
 	}
-	return read(ctx, q, scan, p.plain(), planned)
+	return read(ctx, q, scan, p.plain(), s.Limit, planned)
 }
 
 // Statements are those that Find may run for the page, and their arguments.
@@ -100,12 +100,12 @@ func (s Search) Statements() (statements []string, args []any, err error) {
 	return statements, p.args, nil
 }
 
-func read[T any](ctx context.Context, q Querier, scan pgx.RowToFunc[T], sql string, args []any) ([]T, error) {
+func read[T any](ctx context.Context, q Querier, scan pgx.RowToFunc[T], sql string, limit int, args []any) ([]T, error) {
 	rows, err := q.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // whoever calls Find says what was being read
 	}
-	return pgx.CollectRows(rows, scan) //nolint:wrapcheck // see above
+	return pgx.AppendRows(make([]T, 0, limit), rows, scan) //nolint:wrapcheck // see above
 }
 
 // plan is a search whose conditions are told apart.

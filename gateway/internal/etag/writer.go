@@ -2,6 +2,7 @@ package etag
 
 import (
 	"net/http"
+	"slices"
 	"strconv"
 )
 
@@ -27,7 +28,7 @@ func (w *writer) WriteHeader(status int) {
 	}
 }
 
-// Write keeps or sends.
+// Write keeps or sends. The first part it keeps as it is: grpc-gateway writes an answer at once, and does not use its memory again.
 func (w *writer) Write(b []byte) (int, error) {
 	w.WriteHeader(http.StatusOK)
 	if !w.streaming && len(w.body)+len(b) > MaxBuffered {
@@ -38,7 +39,11 @@ func (w *writer) Write(b []byte) (int, error) {
 	if w.streaming {
 		return w.ResponseWriter.Write(b) //nolint:wrapcheck // as http.ResponseWriter has it
 	}
-	w.body = append(w.body, b...)
+	if w.body == nil {
+		w.body = slices.Clip(b) // what is appended must not go into memory that is not ours
+	} else {
+		w.body = append(w.body, b...)
+	}
 	return len(b), nil
 }
 
