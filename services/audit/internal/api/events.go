@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/certctl/certctl/pkg/errs"
@@ -143,16 +142,11 @@ func anchorProto(a core.Anchor) *auditv1.Checkpoint {
 }
 
 func toProto(e *core.Event) *auditv1.Event {
-	data := &structpb.Struct{}
-	// What is stored came in as a Struct; should somebody have changed the row, the list still shows the rest.
-	if err := data.UnmarshalJSON(e.Data); err != nil {
-		data = nil
-	}
 	return &auditv1.Event{
 		Id: e.ID, Sequence: e.Sequence, Time: timestamppb.New(e.Time), RecordTime: timestamppb.New(e.RecordTime),
 		Actor:  &typev1.Actor{Type: typev1.Actor_Type(typev1.Actor_Type_value[e.ActorType]), Id: e.ActorID},
 		Action: e.Action, Resource: &auditv1.Resource{Type: e.ResourceType, Id: e.ResourceID},
-		Outcome: auditv1.Event_Outcome(auditv1.Event_Outcome_value[e.Outcome]), RequestId: e.RequestID, Data: data,
+		Outcome: auditv1.Event_Outcome(auditv1.Event_Outcome_value[e.Outcome]), RequestId: e.RequestID, Data: dataOf(e.Data),
 		Hash: core.Hex(e.Hash), PreviousHash: core.Hex(e.PreviousHash),
 	}
 }
