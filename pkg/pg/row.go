@@ -163,7 +163,7 @@ func (c *Columns) Check(err error) {
 func (c *Columns) Int32() (n int32) {
 	v, plain := c.take(pgtype.Int4OID, pgtype.BinaryFormatCode)
 	if plain && len(v.value) == 4 {
-		return int32(binary.BigEndian.Uint32(v.value)) //nolint:gosec // the bits of it
+		return int32(binary.BigEndian.Uint32(v.value))
 	}
 	c.scan(v, &n)
 	return n
@@ -173,7 +173,7 @@ func (c *Columns) Int32() (n int32) {
 func (c *Columns) Int64() (n int64) {
 	v, plain := c.take(pgtype.Int8OID, pgtype.BinaryFormatCode)
 	if plain && len(v.value) == 8 {
-		return int64(binary.BigEndian.Uint64(v.value)) //nolint:gosec // the bits of it
+		return int64(binary.BigEndian.Uint64(v.value))
 	}
 	c.scan(v, &n)
 	return n
@@ -199,7 +199,7 @@ func (c *Columns) Moment() *time.Time {
 		return nil
 	}
 	if plain && len(v.value) == 8 && finite(v.value) {
-		t := time.UnixMicro(epoch + int64(binary.BigEndian.Uint64(v.value))) //nolint:gosec // the bits of it
+		t := time.UnixMicro(epoch + int64(binary.BigEndian.Uint64(v.value)))
 		return &t
 	}
 	t := new(time.Time)

@@ -2,6 +2,7 @@ package rest
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 
@@ -90,10 +91,11 @@ func (g *gathered) fetch(ctx context.Context, all []wanted) (map[wanted]certific
 			return nil
 		}))
 	}
+	var panics error
 	for _, call := range calls {
-		<-call
+		panics = errors.Join(panics, <-call)
 	}
-	return found, nil
+	return found, panics
 }
 
 // call asks for certificates as one caller, without anything else of whose request came first.

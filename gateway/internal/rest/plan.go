@@ -71,7 +71,7 @@ func newPlan(md protoreflect.MessageDescriptor) *plan {
 		for len(p.places) <= int(fd.Number()) {
 			p.places = append(p.places, -1)
 		}
-		p.places[fd.Number()] = int16(i) //nolint:gosec // fewer than mostNumber
+		p.places[fd.Number()] = int16(i)
 		p.fields[i].set(fd)
 	}
 	return p

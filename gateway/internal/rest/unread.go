@@ -28,4 +28,6 @@ func (u unread) Invoke(ctx context.Context, method string, args, reply any, opts
 }
 
 // isList tells whether a method's answer is sent whole: of others a field is, or is looked at.
-func isList(method string) bool { return strings.HasPrefix(method[strings.LastIndexByte(method, '/')+1:], "List") }
+func isList(method string) bool {
+	return strings.HasPrefix(method[strings.LastIndexByte(method, '/')+1:], "List")
+}
