@@ -2,12 +2,11 @@
 package core
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/subtle"
-	"encoding/binary"
 	"encoding/hex"
 	"fmt"
-	"hash"
 	"time"
 )
 
@@ -43,33 +42,6 @@ type Anchor struct {
 
 // Genesis is the previous hash of the first event.
 func Genesis() []byte { return make([]byte, sha256.Size) }
-
-// Sum is the event's hash: SHA-256 over the previous hash and every field, each with its length before it, so that no
-// two different events give the same bytes.
-func (e *Event) Sum() []byte {
-	h := sha256.New()
-	field(h, e.PreviousHash)
-	number(h, e.Sequence)
-	field(h, []byte(e.ID))
-	number(h, e.Time.UnixMicro())
-	number(h, e.RecordTime.UnixMicro())
-	for _, s := range []string{e.ActorType, e.ActorID, e.Action, e.ResourceType, e.ResourceID, e.Outcome, e.RequestID} {
-		field(h, []byte(s))
-	}
-	field(h, e.Data)
-	return h.Sum(nil)
-}
-
-func field(h hash.Hash, b []byte) {
-	number(h, int64(len(b)))
-	h.Write(b)
-}
-
-func number(h hash.Hash, n int64) {
-	var b [8]byte
-	binary.BigEndian.PutUint64(b[:], uint64(n))
-	h.Write(b[:])
-}
 
 // Chain gives the events their place after the head: sequence, previous hash, record time and hash.
 func Chain(events []*Event, head Anchor, now time.Time) Anchor {
@@ -110,28 +82,34 @@ type Verifier struct {
 	mark    *Fault
 	// ours is set when a checkpoint was passed that one of our keys has sealed.
 	ours bool
+	// hash is that of last, and buffer what it was computed of: both are used again for each event.
+	hash   [sha256.Size]byte
+	buffer []byte
 }
 
 // NewVerifier starts after a place that is known to be right; the zero Anchor with Genesis is the start.
 func NewVerifier(s Sealer, after Anchor) *Verifier { return &Verifier{sealer: s, last: after} }
 
-// Next checks the next event; nil means that it fits.
-func (v *Verifier) Next(e *Event) *Fault {
+// Next checks the next event; nil means that it fits. It keeps nothing of the row.
+func (v *Verifier) Next(r *Row) *Fault {
+	var sum [sha256.Size]byte
 	switch {
-	case e.Sequence != v.last.Sequence+1:
+	case r.Sequence != v.last.Sequence+1:
 		return &Fault{Sequence: v.last.Sequence + 1, Reason: ReasonGap,
-			Message: fmt.Sprintf("event %d is missing; the next one there is %d", v.last.Sequence+1, e.Sequence)}
-	case !same(e.PreviousHash, v.last.Hash):
-		return &Fault{Sequence: e.Sequence, ID: e.ID, Reason: ReasonPrevious,
+			Message: fmt.Sprintf("event %d is missing; the next one there is %d", v.last.Sequence+1, r.Sequence)}
+	case !same(r.PreviousHash, v.last.Hash):
+		return &Fault{Sequence: r.Sequence, ID: string(r.ID), Reason: ReasonPrevious,
 			Message: "the event's previous hash is not the hash of the event before it"}
-	case !same(e.Hash, e.Sum()):
-		return &Fault{Sequence: e.Sequence, ID: e.ID, Reason: ReasonHash,
+	}
+	if sum, v.buffer = r.sum(v.buffer); !same(r.Hash, sum[:]) {
+		return &Fault{Sequence: r.Sequence, ID: string(r.ID), Reason: ReasonHash,
 			Message: "the event's fields do not give its hash: it was changed after it was recorded"}
 	}
-	if e.Action == ActionHeadMismatch {
-		v.marked(e)
+	if string(r.Action) == ActionHeadMismatch {
+		v.marked(r.Event())
 	}
-	v.last = Anchor{Sequence: e.Sequence, Hash: e.Hash, Time: e.RecordTime}
+	v.hash = sum
+	v.last = Anchor{Sequence: r.Sequence, Hash: v.hash[:], Time: time.UnixMicro(r.RecordTime).UTC()}
 	v.checked++
 	return nil
 }
@@ -238,7 +216,11 @@ func (v *Verifier) NotBefore(newest Anchor) *Fault {
 }
 
 // Last is the last place that fitted.
-func (v *Verifier) Last() Anchor { return v.last }
+func (v *Verifier) Last() Anchor {
+	last := v.last
+	last.Hash = bytes.Clone(last.Hash)
+	return last
+}
 
 // Checked is how many events fitted.
 func (v *Verifier) Checked() int64 { return v.checked }

@@ -107,8 +107,6 @@ func (s Sealer) judge(kind string, a Anchor) verdict {
 
 func (k sealKey) mac(kind string, a Anchor) []byte {
 	m := hmac.New(sha256.New, k.key)
-	field(m, []byte(kind))
-	number(m, a.Sequence)
-	field(m, a.Hash)
+	m.Write(appendField(appendNumber(appendField(nil, kind), a.Sequence), a.Hash))
 	return m.Sum(nil)
 }

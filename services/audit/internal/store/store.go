@@ -30,9 +30,6 @@ const Collection = "audit"
 // chainLock serialises appends: one writer at a time has the end of the chain.
 const chainLock = 0x6365727461756474
 
-// walkSize is how many events a walk reads at once.
-const walkSize = 5000
-
 // Schema is audit's part of the database. Nobody may change or delete an event or a checkpoint.
 func Schema() pg.Schema {
 	return pg.Schema{Name: "audit", FS: migrations, AppendOnly: []string{"events", "checkpoints", "checkpoint_seals"}}
@@ -404,31 +401,4 @@ func place(ctx context.Context, q querier, sequence int64) (core.Anchor, error) 
 		return a, fmt.Errorf("read event %d: %w", sequence, err)
 	}
 	return a, nil
-}
-
-func walk(ctx context.Context, tx pgx.Tx, v *core.Verifier, last int64) (*core.Fault, error) {
-	for {
-		events, err := scan(ctx, tx, `SELECT `+columns+` FROM events WHERE sequence > $1 AND ($2 = 0 OR sequence <= $2) ORDER BY sequence LIMIT $3`,
-			v.Last().Sequence, last, walkSize)
-		if err != nil {
-			return nil, err
-		}
-		if len(events) == 0 {
-			return nil, nil
-		}
-		anchors, err := anchorsBetween(ctx, tx, events[0].Sequence, events[len(events)-1].Sequence)
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range events {
-			if fault := v.Next(e); fault != nil {
-				return fault, nil
-			}
-			if a, ok := anchors[e.Sequence]; ok {
-				if fault := v.Anchored(a); fault != nil {
-					return fault, nil
-				}
-			}
-		}
-	}
 }

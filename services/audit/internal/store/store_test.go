@@ -26,7 +26,7 @@ type bundle struct {
 	admin    *pgxpool.Pool
 }
 
-func setup(t *testing.T) bundle {
+func setup(t testing.TB) bundle {
 	t.Helper()
 	d := testpg.NewDatabase(t, store.Schema())
 	return bundle{database: d, store: store.New(d.Open(t, "audit"), core.NewSealer([]byte("test key")), zap.NewNop()), admin: d.Admin(t)}
@@ -39,7 +39,7 @@ func (b bundle) tamper(t *testing.T, sql string, args ...any) {
 	require.Positive(t, tag.RowsAffected(), "the tampering changed nothing")
 }
 
-func (b bundle) append(t *testing.T, n int) {
+func (b bundle) append(t testing.TB, n int) {
 	t.Helper()
 	added, err := b.store.Append(t.Context(), events(n))
 	require.NoError(t, err)
