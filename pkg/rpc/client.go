@@ -102,7 +102,7 @@ func (c *ClientConfig) options() []grpc.DialOption {
 	opts = append(opts,
 		grpc.WithDefaultServiceConfig(roundRobin),
 		grpc.WithDisableServiceConfig(),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessageSize), grpc.MaxCallSendMsgSize(MaxMessageSize)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxAnswerSize), grpc.MaxCallSendMsgSize(MaxMessageSize)),
 		grpc.WithMaxHeaderListSize(maxHeaderListSize),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{
 			Time: keepaliveTime, Timeout: keepaliveTimeout, PermitWithoutStream: true,

@@ -27,5 +27,8 @@ const (
 	MetadataIfMatch = "if-match"
 )
 
-// MaxMessageSize bounds a message, sent or received, in bytes.
+// MaxMessageSize bounds a request, in bytes.
 const MaxMessageSize = 16 << 20
+
+// MaxAnswerSize bounds an answer, in bytes. The largest is a CRL, which has up to 50 bytes for each revoked certificate.
+const MaxAnswerSize = 64 << 20

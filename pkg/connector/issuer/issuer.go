@@ -241,14 +241,7 @@ type CRLRequest struct {
 	Number     *big.Int // grows with each CRL of the issuer; at most 20 octets
 	ThisUpdate time.Time
 	NextUpdate time.Time
-	Entries    []CRLEntry
-}
-
-// CRLEntry is one revoked certificate.
-type CRLEntry struct {
-	SerialNumber *big.Int
-	RevokedAt    time.Time
-	Reason       Reason
+	Entries    CRLEntries
 }
 
 // Window is when the CA wants a certificate renewed.

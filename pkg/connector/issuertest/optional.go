@@ -229,10 +229,9 @@ func testCRL(t *testing.T, s Suite) {
 	chain, err := provider.Chain(t.Context())
 	require.NoError(t, err)
 	now := time.Now().UTC().Truncate(time.Second)
-	der, err := signer.SignCRL(t.Context(), issuer.CRLRequest{
-		Number: big.NewInt(7), ThisUpdate: now, NextUpdate: now.Add(time.Hour),
-		Entries: []issuer.CRLEntry{{SerialNumber: big.NewInt(42), RevokedAt: now, Reason: issuer.KeyCompromise}},
-	})
+	entries, err := issuer.NewCRLEntries(issuer.CRLEntry{SerialNumber: big.NewInt(42), RevokedAt: now, Reason: issuer.KeyCompromise})
+	require.NoError(t, err)
+	der, err := signer.SignCRL(t.Context(), issuer.CRLRequest{Number: big.NewInt(7), ThisUpdate: now, NextUpdate: now.Add(time.Hour), Entries: entries})
 	require.NoError(t, err)
 	crl, err := x509.ParseRevocationList(der)
 	require.NoError(t, err)

@@ -2,17 +2,19 @@ package local
 
 import (
 	"context"
+	"crypto"
 	"crypto/rand"
 	"crypto/x509"
-	"math/big"
-	"slices"
+	"errors"
+
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/certctl/certctl/pkg/connector/issuer"
 )
 
-// SignCRL signs a complete v2 CRL (RFC 5280, section 5) of the issuing certificate, sorted by serial number. Reason
-// unspecified is left out of entries (section 5.3.1), and entries with removeFromCRL are left out as a whole: they have
-// a place in delta CRLs only, and mean that the certificate is not revoked any more.
+// SignCRL signs a complete v2 CRL (RFC 5280, section 5) of the issuing certificate, with the entries in their order. crypto/x509
+// makes all of it but the entries, of which a CRL may have too many to have each as a value.
 func (i *Issuer) SignCRL(ctx context.Context, r issuer.CRLRequest) ([]byte, error) {
 	if err := issuer.NotSent(ctx); err != nil {
 		return nil, err
@@ -20,20 +22,90 @@ func (i *Issuer) SignCRL(ctx context.Context, r issuer.CRLRequest) ([]byte, erro
 	if err := checkCRL(r); err != nil {
 		return nil, err
 	}
-	entries, err := crlEntries(r.Entries)
-	if err != nil {
-		return nil, err
-	}
 	der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
-		Number:                    r.Number,
-		ThisUpdate:                r.ThisUpdate.UTC(),
-		NextUpdate:                r.NextUpdate.UTC(),
-		RevokedCertificateEntries: entries,
+		Number: r.Number, ThisUpdate: r.ThisUpdate.UTC(), NextUpdate: r.NextUpdate.UTC(),
 	}, i.ca.certificate, i.ca.signer)
+	if err == nil && r.Entries.Len() > 0 {
+		der, err = i.withEntries(der, r.Entries.DER())
+	}
 	if err != nil {
 		return nil, refuse("CRL_NOT_SIGNED", "the CRL cannot be made", err)
 	}
 	return der, nil
+}
+
+// withEntries puts entries into a CRL that has none, and signs it anew.
+func (i *Issuer) withEntries(empty, entries []byte) ([]byte, error) {
+	list, err := x509.ParseRevocationList(empty)
+	if err != nil {
+		return nil, err
+	}
+	head, algorithm, tail, err := cut(list.RawTBSRevocationList)
+	if err != nil {
+		return nil, err
+	}
+	tbs := cryptobyte.NewBuilder(make([]byte, 0, len(entries)+len(list.RawTBSRevocationList)+maxLengths))
+	tbs.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddBytes(head)
+		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) { b.AddBytes(entries) })
+		b.AddBytes(tail)
+	})
+	signed, err := tbs.Bytes()
+	if err != nil {
+		return nil, err
+	}
+	signature, err := crypto.SignMessage(i.ca.signer, rand.Reader, signed, hashOf(list.SignatureAlgorithm))
+	if err != nil {
+		return nil, err
+	}
+	if err := i.ca.certificate.CheckSignature(list.SignatureAlgorithm, signed, signature); err != nil {
+		return nil, err
+	}
+	out := cryptobyte.NewBuilder(make([]byte, 0, len(signed)+len(empty)+maxLengths))
+	out.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddBytes(signed)
+		b.AddBytes(algorithm)
+		b.AddASN1BitString(signature)
+	})
+	return out.Bytes()
+}
+
+// maxLengths is more than the lengths take that are longer with entries.
+const maxLengths = 64
+
+// cut parts the content of a TBSCertList that has no entries where they belong: behind version, signature, issuer and the two
+// times, before the extensions. algorithm is the second of them.
+func cut(tbs []byte) (head, algorithm, tail []byte, err error) {
+	const before = 5
+	in := cryptobyte.String(tbs)
+	var content, element cryptobyte.String
+	if !in.ReadASN1(&content, cbasn1.SEQUENCE) {
+		return nil, nil, nil, errors.New("the list is no sequence")
+	}
+	rest := content
+	for n := range before {
+		if !rest.ReadAnyASN1Element(&element, nil) {
+			return nil, nil, nil, errors.New("the list is too short")
+		}
+		if n == 1 {
+			algorithm = element
+		}
+	}
+	return content[:len(content)-len(rest)], algorithm, rest, nil
+}
+
+// hashOf is the hash of an algorithm that x509 chooses for a CRL; Ed25519 has none.
+func hashOf(a x509.SignatureAlgorithm) crypto.Hash {
+	switch a {
+	case x509.SHA256WithRSA, x509.ECDSAWithSHA256:
+		return crypto.SHA256
+	case x509.SHA384WithRSA, x509.ECDSAWithSHA384:
+		return crypto.SHA384
+	case x509.SHA512WithRSA, x509.ECDSAWithSHA512:
+		return crypto.SHA512
+	default:
+		return crypto.Hash(0)
+	}
 }
 
 // checkCRL holds number and times against RFC 5280, sections 5.1.2 and 5.2.3.
@@ -44,39 +116,6 @@ func checkCRL(r issuer.CRLRequest) error {
 		return issuer.Permanent("CRL_REFUSED", "a CRL number is not negative and has at most 20 octets")
 	case !r.NextUpdate.After(r.ThisUpdate):
 		return issuer.Permanent("CRL_REFUSED", "the next update is not after this one")
-	}
-	return nil
-}
-
-func crlEntries(in []issuer.CRLEntry) ([]x509.RevocationListEntry, error) {
-	out := make([]x509.RevocationListEntry, 0, len(in))
-	for _, e := range in {
-		if err := issuer.CheckSerial(e.SerialNumber); err != nil {
-			return nil, refuse("CRL_REFUSED", "an entry is refused", err)
-		}
-		if e.Reason == issuer.RemoveFromCRL {
-			continue
-		}
-		if !e.Reason.Valid() {
-			return nil, issuer.Permanent("CRL_REFUSED", "serial number %s has %s", issuer.FormatSerial(e.SerialNumber), e.Reason)
-		}
-		out = append(out, x509.RevocationListEntry{
-			SerialNumber: e.SerialNumber, RevocationTime: e.RevokedAt.UTC(), ReasonCode: int(e.Reason),
-		})
-	}
-	slices.SortFunc(out, func(a, b x509.RevocationListEntry) int { return a.SerialNumber.Cmp(b.SerialNumber) })
-	if n := firstTwice(out); n != nil {
-		return nil, issuer.Permanent("CRL_REFUSED", "serial number %s is there twice", issuer.FormatSerial(n))
-	}
-	return out, nil
-}
-
-// firstTwice finds a serial number that sorted entries hold twice.
-func firstTwice(sorted []x509.RevocationListEntry) *big.Int {
-	for i := 1; i < len(sorted); i++ {
-		if sorted[i].SerialNumber.Cmp(sorted[i-1].SerialNumber) == 0 {
-			return sorted[i].SerialNumber
-		}
 	}
 	return nil
 }

@@ -339,10 +339,10 @@ func TestCRLPassesZlint(t *testing.T) {
 	now := time.Now()
 	der, err := newIssuer(t, newCA(t)).SignCRL(t.Context(), issuer.CRLRequest{
 		Number: big.NewInt(1), ThisUpdate: now, NextUpdate: now.Add(time.Hour),
-		Entries: []issuer.CRLEntry{
-			{SerialNumber: big.NewInt(3), RevokedAt: now, Reason: issuer.CertificateHold},
-			{SerialNumber: big.NewInt(2), RevokedAt: now, Reason: issuer.Unspecified},
-		},
+		Entries: entries(t,
+			issuer.CRLEntry{SerialNumber: big.NewInt(3), RevokedAt: now, Reason: issuer.CertificateHold},
+			issuer.CRLEntry{SerialNumber: big.NewInt(2), RevokedAt: now, Reason: issuer.Unspecified},
+		),
 	})
 	require.NoError(t, err)
 	parsed, err := zx509.ParseRevocationList(der)
@@ -393,11 +393,11 @@ func TestCRLIsReadByOpenSSLAndStopsRevokedCertificates(t *testing.T) {
 	now := time.Now()
 	der, err := i.SignCRL(t.Context(), issuer.CRLRequest{
 		Number: big.NewInt(9), ThisUpdate: now.Add(-time.Minute), NextUpdate: now.Add(time.Hour),
-		Entries: []issuer.CRLEntry{
-			{SerialNumber: bad.SerialNumber, RevokedAt: now.Add(-time.Minute), Reason: issuer.KeyCompromise},
-			{SerialNumber: big.NewInt(5), RevokedAt: now, Reason: issuer.Unspecified},
-			{SerialNumber: good.SerialNumber, RevokedAt: now, Reason: issuer.RemoveFromCRL},
-		},
+		Entries: entries(t,
+			issuer.CRLEntry{SerialNumber: bad.SerialNumber, RevokedAt: now.Add(-time.Minute), Reason: issuer.KeyCompromise},
+			issuer.CRLEntry{SerialNumber: big.NewInt(5), RevokedAt: now, Reason: issuer.Unspecified},
+			issuer.CRLEntry{SerialNumber: good.SerialNumber, RevokedAt: now, Reason: issuer.RemoveFromCRL},
+		),
 	})
 	require.NoError(t, err)
 	write(t, dir, "crl.der", der, 0o644)
@@ -418,7 +418,7 @@ func TestCRLIsReadByOpenSSLAndStopsRevokedCertificates(t *testing.T) {
 	crl, err := x509.ParseRevocationList(der)
 	require.NoError(t, err)
 	require.Len(t, crl.RevokedCertificateEntries, 2)
-	require.Empty(t, crl.RevokedCertificateEntries[0].Extensions, "unspecified is left out")
+	require.Empty(t, crl.RevokedCertificateEntries[1].Extensions, "unspecified is left out")
 }
 
 func TestSignCRLRefuses(t *testing.T) {
@@ -429,13 +429,10 @@ func TestSignCRLRefuses(t *testing.T) {
 		"negative number": func(r *issuer.CRLRequest) { r.Number = big.NewInt(-1) },
 		"long number":     func(r *issuer.CRLRequest) { r.Number = new(big.Int).Lsh(big.NewInt(1), 159) },
 		"no end":          func(r *issuer.CRLRequest) { r.NextUpdate = r.ThisUpdate },
-		"entry twice":     func(r *issuer.CRLRequest) { r.Entries = append(r.Entries, r.Entries[0]) },
-		"unused reason":   func(r *issuer.CRLRequest) { r.Entries[0].Reason = 7 },
-		"serial zero":     func(r *issuer.CRLRequest) { r.Entries[0].SerialNumber = new(big.Int) },
 	} {
 		r := issuer.CRLRequest{
 			Number: big.NewInt(1), ThisUpdate: now, NextUpdate: now.Add(time.Hour),
-			Entries: []issuer.CRLEntry{{SerialNumber: big.NewInt(3), RevokedAt: now}},
+			Entries: entries(t, issuer.CRLEntry{SerialNumber: big.NewInt(3), RevokedAt: now}),
 		}
 		_, err := i.SignCRL(t.Context(), r)
 		require.NoError(t, err)
@@ -443,6 +440,77 @@ func TestSignCRLRefuses(t *testing.T) {
 		_, err = i.SignCRL(t.Context(), r)
 		require.Equal(t, issuer.OutcomePermanent, issuer.OutcomeOf(err), name)
 	}
+}
+
+func TestEntriesOfCRLsAreRefused(t *testing.T) {
+	t.Parallel()
+	for name, entry := range map[string]issuer.CRLEntry{
+		"unused reason": {SerialNumber: big.NewInt(3), Reason: 7}, "serial zero": {SerialNumber: new(big.Int)}, "no serial": {},
+		"long serial": {SerialNumber: new(big.Int).Lsh(big.NewInt(1), 160)},
+	} {
+		_, err := issuer.NewCRLEntries(entry)
+		requireReason(t, "CRL_REFUSED", err)
+		require.Equal(t, issuer.OutcomePermanent, issuer.OutcomeOf(err), name)
+	}
+}
+
+// TestACRLIsTheSameAsCryptoX509MakesIt compares all but the signature, which is random, with each kind of CA key.
+func TestACRLIsTheSameAsCryptoX509MakesIt(t *testing.T) {
+	t.Parallel()
+	now := time.Now().UTC().Truncate(time.Second)
+	late := time.Date(2051, 1, 2, 3, 4, 5, 0, time.UTC)
+	var list []issuer.CRLEntry
+	var want []x509.RevocationListEntry
+	for n := range 1000 {
+		serial, err := issuer.NewSerialNumber()
+		require.NoError(t, err)
+		e := issuer.CRLEntry{SerialNumber: serial, RevokedAt: []time.Time{now, late}[n%2], Reason: []issuer.Reason{issuer.Unspecified, issuer.KeyCompromise, issuer.Superseded}[n%3]}
+		list = append(list, e)
+		want = append(want, x509.RevocationListEntry{SerialNumber: serial, RevocationTime: e.RevokedAt, ReasonCode: int(e.Reason)})
+	}
+	for _, algorithm := range certcheck.KeyAlgorithms() {
+		key := issuertest.NewKey(t, algorithm)
+		ca := caWithKey(t, key)
+		number := big.NewInt(7)
+		der, err := newIssuer(t, ca).SignCRL(t.Context(), issuer.CRLRequest{Number: number, ThisUpdate: now, NextUpdate: now.Add(time.Hour), Entries: entries(t, list...)})
+		require.NoError(t, err, algorithm)
+		reference, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
+			Number: number, ThisUpdate: now, NextUpdate: now.Add(time.Hour), RevokedCertificateEntries: want,
+		}, ca.Certificate(), key)
+		require.NoError(t, err, algorithm)
+		got, err := x509.ParseRevocationList(der)
+		require.NoError(t, err, algorithm)
+		expected, err := x509.ParseRevocationList(reference)
+		require.NoError(t, err, algorithm)
+		require.Equal(t, expected.RawTBSRevocationList, got.RawTBSRevocationList, algorithm)
+		require.NoError(t, got.CheckSignatureFrom(ca.Certificate()), algorithm)
+	}
+}
+
+// BenchmarkCRLOfAMillion encodes and signs: go test ./connector/issuer/local -run '^$' -bench Million.
+func BenchmarkCRLOfAMillion(b *testing.B) {
+	const size = 1_000_000
+	i, now := newIssuer(b, newCA(b)), time.Now()
+	b.ReportAllocs()
+	for range b.N {
+		var all issuer.CRLEntries
+		for n := range size {
+			serial := new(big.Int).SetUint64(uint64(n + 1))
+			require.NoError(b, all.Add(issuer.CRLEntry{SerialNumber: serial.Lsh(serial, 96), RevokedAt: now, Reason: issuer.Superseded}))
+		}
+		began := time.Now()
+		der, err := i.SignCRL(b.Context(), issuer.CRLRequest{Number: big.NewInt(1), ThisUpdate: now, NextUpdate: now.Add(time.Hour), Entries: all})
+		require.NoError(b, err)
+		b.ReportMetric(float64(len(der)), "bytes")
+		b.ReportMetric(time.Since(began).Seconds()*1000, "sign-ms")
+	}
+}
+
+func entries(t testing.TB, list ...issuer.CRLEntry) issuer.CRLEntries {
+	t.Helper()
+	e, err := issuer.NewCRLEntries(list...)
+	require.NoError(t, err)
+	return e
 }
 
 func newRequest(t testing.TB, algorithm certcheck.KeyAlgorithm) issuer.SubmitRequest {

@@ -114,6 +114,7 @@ type Core struct {
 	known     *known
 	journal   *journal
 	crls      singleflight.Group
+	lists     *crlLists
 	issuers   *page.Sorting
 	orders    *page.Sorting
 	profiles  *page.Sorting
@@ -140,7 +141,7 @@ func New(cfg Config, deps Deps) (*Core, error) {
 	}
 	c := &Core{
 		cfg: cfg, deps: deps, log: deps.Log, known: newKnown(),
-		crlKick: tick.NewKicker(), orderKick: tick.NewKicker(), turns: newTurns(CallsPerIssuer),
+		lists: newCRLLists(), crlKick: tick.NewKicker(), orderKick: tick.NewKicker(), turns: newTurns(CallsPerIssuer),
 		checkpoint: deps.Checkpoint,
 	}
 	c.journal = newJournal(c)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/big"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -19,15 +20,72 @@ import (
 // crlBackdate is how far this update lies before the clock, for clients whose clock is slow.
 const crlBackdate = time.Minute
 
+// crlShare is how many times as long as a CRL took the loop rests before the next one of the issuer: one of a million entries must
+// not keep a core busy while certificates are being revoked. Who asks for a CRL does not wait for the loop.
+const crlShare = 20
+
+// crlCheap is what a CRL may take for which the floor of the loop is rest enough.
+const crlCheap = 250 * time.Millisecond
+
+// crlList is what a CRL that this process has made lists.
+type crlList struct {
+	number  int64
+	entries issuer.CRLEntries
+	whole   time.Time // when all was read
+	rest    time.Time // the loop makes no other before
+}
+
+// crlLists remembers them, by issuer, so that the next CRL costs a read of what is new.
+type crlLists struct {
+	mu   sync.Mutex
+	byID map[string]crlList
+}
+
+func newCRLLists() *crlLists { return &crlLists{byID: map[string]crlList{}} }
+
+func (l *crlLists) get(issuerID string) (crlList, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	list, ok := l.byID[issuerID]
+	list.entries = list.entries.Clone()
+	return list, ok
+}
+
+func (l *crlLists) put(issuerID string, list crlList) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.byID[issuerID] = list
+}
+
+func (l *crlLists) resting(issuerID string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return time.Now().Before(l.byID[issuerID].rest)
+}
+
 // CRL gives the newest CRL of an issuer, DER. When revocations wait for the next one, or there is none yet, or it has run
 // out, that one is made first: what is revoked before the question is in the answer.
 func (c *Core) CRL(ctx context.Context, issuerID string) (store.CRL, error) {
+	latest, err := c.currentCRL(ctx, issuerID)
+	if err != nil || latest.DER != nil {
+		return latest, err
+	}
+	latest.DER, err = store.GetCRL(ctx, c.deps.DB.Pool, issuerID, latest.Number)
+	return latest, err
+}
+
+// currentCRL makes sure that there is a CRL with all that was revoked before. One that it has not made itself has no DER.
+func (c *Core) currentCRL(ctx context.Context, issuerID string) (store.CRL, error) {
 	// One that was being made when the question came may have been begun before the revocation: then it is made once more.
 	const attempts = 3
+	var made store.CRL
 	for attempt := 1; ; attempt++ {
 		latest, unlisted, err := store.LatestCRL(ctx, c.deps.DB.Pool, issuerID)
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return store.CRL{}, err
+		}
+		if latest.Number == made.Number {
+			latest.DER = made.DER
 		}
 		valid := err == nil && latest.NextUpdate.After(c.now())
 		if valid && !unlisted {
@@ -36,7 +94,7 @@ func (c *Core) CRL(ctx context.Context, issuerID string) (store.CRL, error) {
 		if valid && attempt > attempts {
 			return latest, nil // revocations come faster than CRLs can be made: this one was begun after the question
 		}
-		if _, err := c.MakeCRL(ctx, issuerID); err != nil {
+		if made, err = c.MakeCRL(ctx, issuerID); err != nil {
 			if !valid {
 				return store.CRL{}, err
 			}
@@ -72,7 +130,11 @@ func (c *Core) makeCRL(ctx context.Context, issuerID string) (store.CRL, error) 
 			return made, err
 		}
 		latest, unlisted, err := store.LatestCRL(ctx, c.deps.DB.Pool, issuerID)
-		if err != nil || !unlisted {
+		if err != nil {
+			return store.CRL{}, err
+		}
+		if !unlisted {
+			latest.DER, err = store.GetCRL(ctx, c.deps.DB.Pool, issuerID, latest.Number)
 			return latest, err
 		}
 	}
@@ -96,39 +158,56 @@ func (c *Core) nextCRL(ctx context.Context, issuerID string) (made store.CRL, st
 		return store.CRL{}, false, err
 	}
 	now := c.now().Truncate(time.Second)
-	revoked, err := store.RevocationsForCRL(ctx, c.deps.DB.Pool, issuerID, now.Add(-2*c.cfg.CRLValidity))
+	began := time.Now()
+	revoked, fresh, err := c.gather(ctx, issuerID, latest.Number, now)
 	if err != nil {
 		return store.CRL{}, false, err
 	}
-	made = store.CRL{IssuerID: issuerID, Number: latest.Number + 1, Entries: len(revoked), ThisUpdate: now.Add(-crlBackdate), NextUpdate: now.Add(c.cfg.CRLValidity)}
-	if made.DER, err = signCRL(ctx, signer, made, revoked); err != nil {
+	made = store.CRL{
+		IssuerID: issuerID, Number: latest.Number + 1, Entries: revoked.entries.Len(), ThisUpdate: now.Add(-crlBackdate), NextUpdate: now.Add(c.cfg.CRLValidity),
+	}
+	made.DER, err = signer.SignCRL(ctx, issuer.CRLRequest{
+		Number: big.NewInt(made.Number), ThisUpdate: made.ThisUpdate, NextUpdate: made.NextUpdate, Entries: revoked.entries,
+	})
+	if err != nil {
 		return store.CRL{}, false, instanceError(i, err)
 	}
-	stored, err = c.storeCRL(ctx, made, revoked)
+	if stored, err = c.storeCRL(ctx, made, fresh); err == nil && stored {
+		revoked.number, revoked.rest = made.Number, time.Time{}
+		if took := time.Since(began); took > crlCheap {
+			revoked.rest = time.Now().Add(crlShare * took)
+		}
+		c.lists.put(issuerID, revoked)
+	}
 	return made, stored, err
 }
 
-func signCRL(ctx context.Context, s issuer.CRLSigner, list store.CRL, revoked []store.Revocation) ([]byte, error) {
-	r := issuer.CRLRequest{Number: big.NewInt(list.Number), ThisUpdate: list.ThisUpdate, NextUpdate: list.NextUpdate}
-	for _, row := range revoked {
-		serial, err := issuer.ParseSerial(row.SerialNumber)
+// gather encodes what the CRL after the given one lists, and gives the ids of what no CRL lists yet. Where this process has made
+// that one, only those are read; what has ended since then goes when all is read again.
+func (c *Core) gather(ctx context.Context, issuerID string, after int64, now time.Time) (crlList, []string, error) {
+	var fresh []string
+	list, known := c.lists.get(issuerID)
+	add := func(l store.Listed) error {
+		serial, err := issuer.ParseSerial(l.SerialNumber)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		r.Entries = append(r.Entries, issuer.CRLEntry{
-			SerialNumber: serial, RevokedAt: row.RevocationTime, Reason: issuer.Reason(uint8(row.Reason)),
-		})
+		if l.ID != "" {
+			fresh = append(fresh, l.ID)
+		}
+		return list.entries.Add(issuer.CRLEntry{SerialNumber: serial, RevokedAt: l.RevocationTime, Reason: issuer.Reason(uint8(l.Reason))})
 	}
-	return s.SignCRL(ctx, r)
+	if known && list.number == after && now.Before(list.whole.Add(c.cfg.CRLValidity/2)) {
+		return list, fresh, store.EachUnlisted(ctx, c.deps.DB.Pool, issuerID, add)
+	}
+	list = crlList{whole: now}
+	err := store.EachListed(ctx, c.deps.DB.Pool, issuerID, now.Add(-2*c.cfg.CRLValidity), add)
+	return list, fresh, err
 }
 
-func (c *Core) storeCRL(ctx context.Context, list store.CRL, revoked []store.Revocation) (stored bool, err error) {
-	ids := make([]string, 0, len(revoked))
-	for _, r := range revoked {
-		ids = append(ids, r.ID)
-	}
+func (c *Core) storeCRL(ctx context.Context, list store.CRL, fresh []string) (stored bool, err error) {
 	err = c.deps.DB.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		if stored, err = store.InsertCRL(ctx, tx, list, ids); err != nil || !stored {
+		if stored, err = store.InsertCRL(ctx, tx, list, fresh); err != nil || !stored {
 			return err
 		}
 		return emit(ctx, tx, auditlog.Event(ctx, auditlog.Entry{
@@ -159,7 +238,7 @@ func (c *Core) RefreshCRLs(ctx context.Context) (int, error) {
 		if err == nil && due {
 			if _, err = c.MakeCRL(ctx, i.ID); err == nil {
 				made++
-				_, err = c.CRL(ctx, i.ID) // once more if it was begun before the revocation that made it due
+				_, err = c.currentCRL(ctx, i.ID) // once more if it was begun before the revocation that made it due
 			}
 		}
 		failed = errors.Join(failed, err)
@@ -173,7 +252,14 @@ func (c *Core) crlDue(ctx context.Context, i store.Issuer) (bool, error) {
 		return true, nil
 	}
 	half := latest.ThisUpdate.Add(latest.NextUpdate.Sub(latest.ThisUpdate) / 2)
-	return unlisted || !c.now().Before(half), err
+	if err != nil || !c.now().Before(half) {
+		return err == nil, err
+	}
+	if unlisted && c.lists.resting(i.ID) {
+		c.crlKick.Kick() // the loop looks again
+		return false, nil
+	}
+	return unlisted, nil
 }
 
 // CACertificates gives the issuing certificate and those above it, PEM.

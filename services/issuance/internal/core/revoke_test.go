@@ -425,3 +425,59 @@ func TestOfSeveralRevocationsOfOneCertificateTheFirstStaysAlsoWhenTheyComeTogeth
 	require.Len(t, told, 1)
 	require.Equal(t, "req-1", told[0].GetRequestId())
 }
+
+func TestTheNextCRLReadsOnlyWhatNoneHasListed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	revoke := func() string {
+		r, o := w.issue(DefaultIssuerID)
+		_, err := w.Revoke(w.ctx(), RevokeRequest{CertificateID: r.CertificateID, SerialNumbers: []string{o.SerialNumber}, Reason: keyCompromise})
+		require.NoError(t, err)
+		return o.SerialNumber
+	}
+	first := revoke()
+	require.Len(t, w.crl(DefaultIssuerID).RevokedCertificateEntries, 1)
+	// What was listed before is not looked at again by who has made the last CRL, and is by others.
+	_, err := w.deps.DB.Pool.Exec(w.ctx(), `UPDATE revocations SET reason = 5 WHERE serial_number = $1`, first)
+	require.NoError(t, err)
+	reasons := func(c *Core) map[string]int {
+		stored, err := c.CRL(w.ctx(), DefaultIssuerID)
+		require.NoError(t, err)
+		list, err := x509.ParseRevocationList(stored.DER)
+		require.NoError(t, err)
+		out := map[string]int{}
+		for _, e := range list.RevokedCertificateEntries {
+			out[issuer.FormatSerial(e.SerialNumber)] = e.ReasonCode
+		}
+		return out
+	}
+	second := revoke()
+	require.Equal(t, map[string]int{first: 1, second: 1}, reasons(w.Core))
+	third := revoke()
+	other := w.replica()
+	require.Equal(t, map[string]int{first: 5, second: 1, third: 1}, reasons(other))
+	fourth := revoke()
+	require.Equal(t, map[string]int{first: 5, second: 1, third: 1, fourth: 1}, reasons(w.Core), "the last CRL was another replica's: all is read again")
+}
+
+func TestTheLoopRestsAfterACRLThatTookLong(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r, o := w.issue(DefaultIssuerID)
+	require.Empty(t, w.crl(DefaultIssuerID).RevokedCertificateEntries)
+	w.lists.put(DefaultIssuerID, crlList{rest: time.Now().Add(time.Hour)})
+	_, err := w.Revoke(w.ctx(), RevokeRequest{CertificateID: r.CertificateID, SerialNumbers: []string{o.SerialNumber}, Reason: keyCompromise})
+	require.NoError(t, err)
+
+	for range 2 {
+		<-w.CRLKick()
+		made, err := w.RefreshCRLs(w.ctx())
+		require.NoError(t, err)
+		require.Zero(t, made, "it looks again later")
+	}
+	w.lists.put(DefaultIssuerID, crlList{})
+	made, err := w.RefreshCRLs(w.ctx())
+	require.NoError(t, err)
+	require.Equal(t, 1, made)
+	require.Len(t, w.crl(DefaultIssuerID).RevokedCertificateEntries, 1)
+}

@@ -100,8 +100,11 @@ func TestEveryListAndEverySweepUsesAnIndexOn100000Rows(t *testing.T) {
 	require.NoError(t, err)
 	_, err = RevocationsOf(ctx, spy, []SerialNumber{{"iss-7", "7"}})
 	require.NoError(t, err)
-	_, err = RevocationsForCRL(ctx, spy, "iss-7", time.Now())
-	require.NoError(t, err)
+	none := func(Listed) error { return nil }
+	require.NoError(t, EachListed(ctx, spy, "iss-7", time.Now(), none))
+	require.NoError(t, EachUnlisted(ctx, spy, "iss-7", none))
+	_, err = GetCRL(ctx, spy, "iss-7", 1)
+	require.ErrorIs(t, err, ErrNotFound)
 	_, _, err = LatestCRL(ctx, spy, "iss-7")
 	require.ErrorIs(t, err, ErrNotFound)
 	orders, err := OrderLeases()

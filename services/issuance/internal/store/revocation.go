@@ -206,32 +206,65 @@ func DelayRevocation(ctx context.Context, q Querier, r Revocation, l uuid.UUID) 
 	return n == 1, err
 }
 
-// RevocationsForCRL reads what the next CRL lists: all that have not ended before the time, and all that no CRL has listed
-// yet (RFC 5280, section 3.3: an entry stays until one CRL beyond the certificate's end).
-func RevocationsForCRL(ctx context.Context, q Querier, issuerID string, endedAfter time.Time) ([]Revocation, error) {
-	return collect(ctx, q, "read revocations for CRL", scanRevocation, `SELECT `+revocationColumns+` FROM revocations r
- WHERE r.issuer_id = $1 AND (r.not_after > $2 OR r.crl_number IS NULL) ORDER BY r.serial_number`, issuerID, endedAfter)
+// Listed is a revocation as a CRL lists it.
+type Listed struct {
+	SerialNumber   string
+	RevocationTime time.Time
+	Reason         int16
+	// ID is set when no CRL lists it yet.
+	ID string
+}
+
+// EachListed reads what the next CRL of an issuer lists, one after the other: all that have not ended before a time, and all that
+// no CRL has listed yet (RFC 5280, section 3.3: an entry stays until one CRL beyond the certificate's end).
+func EachListed(ctx context.Context, q Querier, issuerID string, endedAfter time.Time, each func(Listed) error) error {
+	return eachListed(ctx, q, each, ` AND (r.not_after > $2 OR r.crl_number IS NULL) ORDER BY r.serial_number`, issuerID, endedAfter)
+}
+
+// EachUnlisted reads those that no CRL lists yet.
+func EachUnlisted(ctx context.Context, q Querier, issuerID string, each func(Listed) error) error {
+	return eachListed(ctx, q, each, ` AND r.crl_number IS NULL ORDER BY r.serial_number`, issuerID)
+}
+
+func eachListed(ctx context.Context, q Querier, each func(Listed) error, condition string, args ...any) error {
+	rows, err := q.Query(ctx, `SELECT r.serial_number, r.revocation_time, r.reason, CASE WHEN r.crl_number IS NULL THEN r.id ELSE '' END
+ FROM revocations r WHERE r.issuer_id = $1`+condition, args...)
+	if err != nil {
+		return fmt.Errorf("read revocations for CRL: %w", err)
+	}
+	var l Listed
+	if _, err := pgx.ForEachRow(rows, []any{&l.SerialNumber, &l.RevocationTime, &l.Reason, &l.ID}, func() error { return each(l) }); err != nil {
+		return fmt.Errorf("read revocations for CRL: %w", err)
+	}
+	return nil
 }
 
 // CRL is a certificate revocation list.
 type CRL struct {
 	IssuerID   string
 	Number     int64
-	DER        []byte
+	DER        []byte // not in LatestCRL
 	Entries    int
 	ThisUpdate time.Time
 	NextUpdate time.Time
 }
 
-// LatestCRL is the newest CRL of an issuer, and whether revocations wait for the next one.
+// LatestCRL is the newest CRL of an issuer, without its bytes, and whether revocations wait for the next one.
 func LatestCRL(ctx context.Context, q Querier, issuerID string) (c CRL, unlisted bool, err error) {
 	c.IssuerID = issuerID
-	err = q.QueryRow(ctx, `SELECT c.number, c.der, c.entries, c.this_update, c.next_update,
+	err = q.QueryRow(ctx, `SELECT c.number, c.entries, c.this_update, c.next_update,
  EXISTS (SELECT 1 FROM revocations r WHERE r.issuer_id = c.issuer_id AND r.crl_number IS NULL)
  FROM crls c WHERE c.issuer_id = $1 ORDER BY c.number DESC LIMIT 1`, issuerID).
-		Scan(&c.Number, &c.DER, &c.Entries, &c.ThisUpdate, &c.NextUpdate, &unlisted)
+		Scan(&c.Number, &c.Entries, &c.ThisUpdate, &c.NextUpdate, &unlisted)
 	c, err = one("read CRL", c, err)
 	return c, unlisted, err
+}
+
+// GetCRL reads the bytes of a CRL.
+func GetCRL(ctx context.Context, q Querier, issuerID string, number int64) ([]byte, error) {
+	var der []byte
+	err := q.QueryRow(ctx, `SELECT c.der FROM crls c WHERE c.issuer_id = $1 AND c.number = $2`, issuerID, number).Scan(&der)
+	return one("read CRL", der, err)
 }
 
 // InsertCRL stores a CRL, notes its number in the revocations that it is the first to list, and drops old ones. It is
