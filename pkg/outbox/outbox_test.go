@@ -285,6 +285,30 @@ func TestARelayThatDiesBetweenDeliveryAndDeletionHasItAppliedOnce(t *testing.T) 
 	}
 }
 
+func TestAPatientDestinationGetsItsFirstEventAtOnceAndTheNextOnesTogether(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	sizes := make(chan int, 100)
+	c := w.client(t, record)
+	c.after = func(req *eventv1.DeliverRequest) error {
+		sizes <- len(req.GetEvents())
+		return nil
+	}
+	cfg := outbox.RelayConfig{Interval: time.Hour, Gather: 300 * time.Millisecond, Patient: []string{destination}}
+	r := w.relay(t, cfg, c)
+	began := time.Now()
+	w.add(t, event("a", 1))
+	r.start(t)
+	require.Equal(t, 1, <-sizes)
+	for v := range int64(5) {
+		w.add(t, event("a", v+2))
+		r.Kick()
+	}
+	require.Equal(t, 5, <-sizes)
+	require.GreaterOrEqual(t, time.Since(began), 3*time.Second, "ten times as long as the others'")
+	require.Equal(t, count(1, 6), w.values(t, "a"))
+}
+
 func TestAPoisonEventIsKeptAsDeadAndBlocksNoOther(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -35,6 +35,8 @@ type RelayConfig struct {
 	// Gather is how far apart looks begin that find no full batch: what comes in between goes together, because a delivery
 	// costs the same for one event as for many. The first event after a rest is sent at once. Zero means 50 ms.
 	Gather time.Duration
+	// Patient are destinations that nobody waits for, such as a record: for those Gather is ten times as long.
+	Patient []string
 	// LeaseFor is how long a dead replica keeps a destination from the others. Zero means 6 s.
 	LeaseFor time.Duration
 	// Timeout bounds one delivery; it is less than LeaseFor. Zero means two thirds of it.
@@ -96,6 +98,7 @@ type route struct {
 	log         *zap.Logger
 	metrics     *metrics
 	kicker      *tick.Kicker
+	patience    time.Duration // how far apart looks begin that find no full batch
 
 	leaseID    uuid.UUID
 	leaseUntil time.Time // by this process's clock; zero when not held
@@ -120,8 +123,12 @@ func NewRelay(cfg RelayConfig, deps RelayDeps) (*Relay, error) {
 	r := &Relay{metrics: m}
 	for _, name := range slices.Sorted(maps.Keys(deps.Sinks)) {
 		m.announce(name)
+		patience := cfg.Gather
+		if slices.Contains(cfg.Patient, name) {
+			patience *= 10
+		}
 		r.routes = append(r.routes, &route{
-			cfg: cfg, destination: name, sink: deps.Sinks[name], db: deps.DB, metrics: m, kicker: tick.NewKicker(),
+			cfg: cfg, destination: name, sink: deps.Sinks[name], db: deps.DB, metrics: m, kicker: tick.NewKicker(), patience: patience,
 			log: deps.Logger.With(zap.String("destination", name)), leaseID: uuid.New(), batch: cfg.Batch,
 		})
 	}
@@ -197,7 +204,7 @@ func (r *route) wait(ctx context.Context, ticks <-chan time.Time) {
 
 // gather lets events come together when the last look has only just begun.
 func (r *route) gather(ctx context.Context) {
-	if rest := r.cfg.Gather - time.Since(r.looked); rest > 0 {
+	if rest := r.patience - time.Since(r.looked); rest > 0 {
 		sleep(ctx, rest)
 	}
 }

@@ -174,7 +174,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	}
 	s := &Service{db: deps.DB, log: deps.Log, hub: hub.New()}
 	var err error
-	s.relay, err = outbox.NewRelay(outbox.RelayConfig{Source: name}, outbox.RelayDeps{
+	s.relay, err = outbox.NewRelay(outbox.RelayConfig{Source: name, Patient: []string{"audit"}}, outbox.RelayDeps{
 		DB: deps.DB, Logger: deps.Log, Registry: deps.Metrics,
 		Sinks: map[string]eventv1.EventSinkServiceClient{
 			"issuance":         eventv1.NewEventSinkServiceClient(deps.Peers.Issuance),

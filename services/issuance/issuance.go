@@ -170,7 +170,7 @@ func newRelay(deps Deps) (*outbox.Relay, error) {
 	} {
 		sinks[destination] = eventv1.NewEventSinkServiceClient(conn)
 	}
-	return outbox.NewRelay(outbox.RelayConfig{Source: name}, outbox.RelayDeps{DB: deps.DB, Sinks: sinks, Logger: deps.Log, Registry: deps.Metrics})
+	return outbox.NewRelay(outbox.RelayConfig{Source: name, Patient: []string{"audit"}}, outbox.RelayDeps{DB: deps.DB, Sinks: sinks, Logger: deps.Log, Registry: deps.Metrics})
 }
 
 // Register adds issuance's RPCs to a server.

@@ -141,7 +141,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	if s.loops, err = newLoops(cfg, deps, c, st); err != nil {
 		return nil, err
 	}
-	s.relay, err = outbox.NewRelay(outbox.RelayConfig{Source: name}, outbox.RelayDeps{
+	s.relay, err = outbox.NewRelay(outbox.RelayConfig{Source: name, Patient: []string{"audit"}}, outbox.RelayDeps{
 		DB: deps.DB, Logger: deps.Log, Registry: deps.Metrics,
 		Sinks: map[string]eventv1.EventSinkServiceClient{"audit": eventv1.NewEventSinkServiceClient(deps.Peers.Audit)},
 	})

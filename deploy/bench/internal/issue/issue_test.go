@@ -35,6 +35,7 @@ func TestAnIssuedCertificateCostsFewStatementsOverAllServices(t *testing.T) {
 	require.Equal(t, r.Orders, r.Done, "what was answered is stored, journalled and audited")
 	require.LessOrEqual(t, r.Statements.All, 12.0, "%+v", r.Statements)
 	require.Positive(t, r.Transactions)
+	require.LessOrEqual(t, r.Transactions, 4.0, "over all services, with the idle loops of the time")
 	require.Positive(t, r.CPU["issuance"])
 	require.Positive(t, r.CPU[site.Postgres])
 	require.Positive(t, r.Signings)

@@ -75,9 +75,9 @@ func readRow(values [][]byte, r *core.Row) error {
 			return errors.New("read event: a number or time is not in binary form")
 		}
 	}
-	r.Sequence = int64(binary.BigEndian.Uint64(values[0]))           //nolint:gosec // as Postgres sends it
-	r.Time = int64(binary.BigEndian.Uint64(values[1])) + epoch       //nolint:gosec // as Postgres sends it
-	r.RecordTime = int64(binary.BigEndian.Uint64(values[2])) + epoch //nolint:gosec // as Postgres sends it
+	r.Sequence = int64(binary.BigEndian.Uint64(values[0]))
+	r.Time = int64(binary.BigEndian.Uint64(values[1])) + epoch
+	r.RecordTime = int64(binary.BigEndian.Uint64(values[2])) + epoch
 	r.ID, r.ActorType, r.ActorID, r.Action = values[3], values[4], values[5], values[6]
 	r.ResourceType, r.ResourceID, r.Outcome, r.RequestID = values[7], values[8], values[9], values[10]
 	r.Data, r.Hash, r.PreviousHash = values[11], values[12], values[13]
