@@ -308,6 +308,7 @@ func TestAnAgentIsOnlineWhileItIsHeardAndLeavesNoAuditEvents(t *testing.T) {
 	a, err := r.registry().GetAgent(t.Context(), &inventoryv1.GetAgentRequest{Id: h.id})
 	require.NoError(t, err)
 	require.Equal(t, "9.9", a.GetAgent().GetVersion())
+	eventually(t, func() bool { return len(w.audit.audited(t, h.id)) > 0 }, "that it was enrolled is in the record")
 	require.Equal(t, []string{"agent.enrolled"}, w.audit.audited(t, h.id))
 
 	revision := func() int64 {
