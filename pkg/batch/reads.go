@@ -19,6 +19,9 @@ const (
 	DefaultTimeout = 10 * time.Second
 )
 
+// patience is how long a read counts as under way. One that hangs, as when a replica stands still, must not hold up who comes after.
+const patience = 100 * time.Millisecond
+
 // ReadsConfig bounds Reads; 0 means the default.
 type ReadsConfig struct {
 	// AtOnce is how many are under way at once.
@@ -50,6 +53,8 @@ type round[K comparable, V any] struct {
 	done    chan struct{}
 	answers map[K]V
 	err     error
+
+	over, late bool // whether it has ended, and whether it gave its place up before
 }
 
 // NewReads makes one that asks fetch.
@@ -114,6 +119,7 @@ func (g *Reads[K, V]) begin() {
 // read answers a round, and what has gathered meanwhile after it.
 func (g *Reads[K, V]) read(r *round[K, V]) {
 	for r != nil {
+		late := time.AfterFunc(patience, func() { g.giveUp(r) })
 		r.err = run.Safely(func() error {
 			ctx, cancel := context.WithTimeout(r.ctx, g.cfg.Timeout)
 			defer cancel()
@@ -125,15 +131,34 @@ func (g *Reads[K, V]) read(r *round[K, V]) {
 			r.answers, err = g.fetch(ctx, keys)
 			return err
 		})
+		late.Stop()
 		close(r.done)
-		r = g.following()
+		r = g.following(r)
+	}
+}
+
+// giveUp lets the next read begin beside one that lasts.
+func (g *Reads[K, V]) giveUp(r *round[K, V]) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if r.over {
+		return
+	}
+	r.late = true
+	g.reads--
+	if g.next != nil && g.reads < g.cfg.AtOnce {
+		g.begin()
 	}
 }
 
 // following gives what has gathered, or gives the place of a read up.
-func (g *Reads[K, V]) following() *round[K, V] {
+func (g *Reads[K, V]) following(before *round[K, V]) *round[K, V] {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	before.over = true
+	if before.late {
+		return nil
+	}
 	r := g.next
 	if r == nil || g.reads > g.cfg.AtOnce { // a round that was full has begun beside the others
 		g.reads--

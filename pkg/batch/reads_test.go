@@ -154,3 +154,33 @@ func TestAReadThatHangsEnds(t *testing.T) {
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 	})
 }
+
+func TestAReadThatHangsHoldsUpNobody(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		g := batch.NewReads(batch.ReadsConfig{AtOnce: 1, Timeout: time.Hour}, func(ctx context.Context, keys []int) (map[int]int, error) {
+			if slices.Contains(keys, 1) {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			return map[int]int{2: 2, 3: 3}, nil
+		})
+		var hanging sync.WaitGroup
+		hanging.Go(func() {
+			_, _, err := g.Get(t.Context(), 1)
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+		})
+		synctest.Wait()
+		for _, key := range []int{2, 3} { // the second begins beside the first, which has given its place up
+			began := time.Now()
+			_, ok, err := g.Get(t.Context(), key)
+			require.NoError(t, err)
+			require.True(t, ok)
+			require.Less(t, time.Since(began), time.Second)
+		}
+		hanging.Wait()
+		_, ok, err := g.Get(t.Context(), 2)
+		require.NoError(t, err)
+		require.True(t, ok)
+	})
+}
