@@ -127,6 +127,30 @@ func TestEdgesAreThoseOfProtojson(t *testing.T) {
 	}
 }
 
+// FuzzWire: what is no message is refused, and what protobuf reads becomes what protojson makes of it.
+func FuzzWire(f *testing.F) {
+	whole, err := proto.Marshal(page(2))
+	require.NoError(f, err)
+	for _, seed := range [][]byte{nil, whole, whole[:len(whole)-3], {0x0a, 0x02, 0x0a}, {0x0a, 0x00, 0x0a, 0x02, 0x10, 0x01}, {0x0b, 0x0c}, {0x0a, 0x00, 0x08, 0x01, 0x0a, 0x00}} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, wire []byte) {
+		var e encoder
+		m := &inventoryv1.ListCertificatesResponse{}
+		m.ProtoReflect().SetUnknown(wire)
+		got, err := e.marshal(m)
+		read := &inventoryv1.ListCertificatesResponse{}
+		if readErr := proto.Unmarshal(wire, read); readErr != nil {
+			return // a service sends none: that it does not panic is enough
+		}
+		want, wantErr := options().Marshal(read)
+		require.Equal(t, wantErr != nil, err != nil, "protojson: %v; this: %v", wantErr, err)
+		if err == nil {
+			require.Equal(t, string(problem.Compact(want)), string(got))
+		}
+	})
+}
+
 // page is a list of certificates as an installation has them.
 func page(n int) *inventoryv1.ListCertificatesResponse {
 	r := &inventoryv1.ListCertificatesResponse{NextPageToken: "token"}

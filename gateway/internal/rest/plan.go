@@ -195,11 +195,14 @@ func (f *planned) each(wire []byte, v value, do func(value) error) error {
 		if number != f.number {
 			continue
 		}
-		if typ == f.wireType() {
-			if err := do(element); err != nil {
-				return err
-			}
-		} else if err := f.packed(wire, element, do); err != nil {
+		var err error
+		switch typ { // another is skipped, as find does
+		case f.wireType():
+			err = do(element)
+		case protowire.BytesType:
+			err = f.packed(wire, element, do)
+		}
+		if err != nil {
 			return err
 		}
 	}
