@@ -291,10 +291,13 @@ func (q Queries) ReleaseJobs(ctx context.Context, releases []Release) error {
 		ids, leases, revisions = append(ids, r.Lease.ID), append(leases, r.Lease.LeaseID), append(revisions, r.Revision)
 		next, worked = append(next, r.Next), append(worked, r.Worked)
 	}
-	_, err := q.db.Exec(ctx, `UPDATE jobs j SET lease_id = NULL, lease_until = NULL, attempts = CASE WHEN e.worked THEN 0 ELSE j.attempts END,
- due_time = CASE WHEN j.revision = e.revision THEN e.next ELSE j.due_time END
- FROM unnest($1::text[], $2::uuid[], $3::integer[], $4::timestamptz[], $5::boolean[]) AS e (id, lease_id, revision, next, worked)
- WHERE j.id = e.id AND j.lease_id = e.lease_id`, ids, leases, revisions, next, worked)
+	// Locked in the order in which Hold locks, so that two that lock many do not wait for each other.
+	_, err := q.db.Exec(ctx, `WITH locked AS MATERIALIZED (
+ SELECT j.id, e.revision, e.next, e.worked
+  FROM jobs j JOIN unnest($1::text[], $2::uuid[], $3::integer[], $4::timestamptz[], $5::boolean[]) AS e (id, lease_id, revision, next, worked)
+   ON e.id = j.id AND e.lease_id = j.lease_id ORDER BY j.id FOR UPDATE OF j)
+UPDATE jobs j SET lease_id = NULL, lease_until = NULL, attempts = CASE WHEN l.worked THEN 0 ELSE j.attempts END,
+ due_time = CASE WHEN j.revision = l.revision THEN l.next ELSE j.due_time END FROM locked l WHERE j.id = l.id`, ids, leases, revisions, next, worked)
 	if err != nil {
 		return fmt.Errorf("give jobs back: %w", err)
 	}
