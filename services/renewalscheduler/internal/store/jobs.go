@@ -151,11 +151,11 @@ func (t *Tx) insertJobs(ctx context.Context, jobs []*heldJob) error {
 	// Of the two partial unique indexes at most one speaks of a job, so that DO NOTHING means just that.
 	tag, err := t.db.Exec(ctx, `INSERT INTO jobs (id, type, state, certificate_id, target_id, retry_of, attempt, max_attempts, error_reason, error_message,
  requested_by, askers, approved_by, approval_subject, approval_comment, create_time, start_time, end_time, deadline_time, due_time, revision)
-SELECT e.id, n.type, e.state, n.certificate_id, n.target_id, n.retry_of, e.attempt, n.max_attempts, e.error_reason, e.error_message, n.requested_by,
- `+askersOf+`, e.approved_by, e.approval_subject, e.approval_comment, n.create_time, e.start_time, e.end_time, e.deadline_time, e.due_time, e.revision
- FROM `+jobRows+` JOIN unnest($15::text[], $16::text[], $17::text[], $18::text[], $19::text[], $20::integer[], $21::text[], $22::timestamptz[])
- AS n (id, type, certificate_id, target_id, retry_of, max_attempts, requested_by, create_time) ON n.id = e.id ORDER BY e.id ON CONFLICT DO NOTHING`,
-		append(c.args(), c.ids, c.types, c.certificates, c.targets, c.retries, c.most, c.requestedBy, c.created)...)
+SELECT e.id, e.type, e.state, e.certificate_id, e.target_id, e.retry_of, e.attempt, e.max_attempts, e.error_reason, e.error_message, e.requested_by,
+ `+askersOf+`, e.approved_by, e.approval_subject, e.approval_comment, e.create_time, e.start_time, e.end_time, e.deadline_time, e.due_time, e.revision
+ FROM unnest(`+jobArrayTypes+`, $15::text[], $16::text[], $17::text[], $18::text[], $19::integer[], $20::text[], $21::timestamptz[])
+ AS e (`+jobArrayNames+`, type, certificate_id, target_id, retry_of, max_attempts, requested_by, create_time) ORDER BY e.id ON CONFLICT DO NOTHING`,
+		append(c.args(), c.types, c.certificates, c.targets, c.retries, c.most, c.requestedBy, c.created)...)
 	if err != nil {
 		return fmt.Errorf("store jobs: %w", err)
 	}
@@ -177,10 +177,13 @@ type jobColumnar struct {
 	created                                            []time.Time
 }
 
-const jobRows = `unnest($1::text[], $2::text[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::timestamptz[],
- $11::timestamptz[], $12::timestamptz[], $13::timestamptz[], $14::integer[])
- AS e (id, state, attempt, error_reason, error_message, askers, approved_by, approval_subject, approval_comment, start_time, end_time, deadline_time,
- due_time, revision)`
+// What jobColumnar.args passes.
+const (
+	jobArrayTypes = `$1::text[], $2::text[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::timestamptz[],
+ $11::timestamptz[], $12::timestamptz[], $13::timestamptz[], $14::integer[]`
+	jobArrayNames = `id, state, attempt, error_reason, error_message, askers, approved_by, approval_subject, approval_comment, start_time, end_time,
+ deadline_time, due_time, revision`
+)
 
 // askersOf reads a list that is passed as JSON: an array of arrays would have to be a rectangle.
 const askersOf = `ARRAY(SELECT a.who FROM jsonb_array_elements_text(e.askers::jsonb) WITH ORDINALITY AS a (who, place) ORDER BY a.place)`
@@ -254,8 +257,8 @@ func (t *Tx) moveJobs(ctx context.Context, jobs []*heldJob) error {
  askers = `+askersOf+`, approved_by = e.approved_by, approval_subject = e.approval_subject, approval_comment = e.approval_comment,
  start_time = e.start_time, end_time = e.end_time, deadline_time = e.deadline_time, due_time = e.due_time, revision = e.revision,
  lease_id = CASE WHEN e.end_time IS NULL THEN j.lease_id END, lease_until = CASE WHEN e.end_time IS NULL THEN j.lease_until END
- FROM `+jobRows+` JOIN unnest($1::text[], $15::text[], $16::integer[]) AS w (id, states, revision) ON w.id = e.id
- WHERE j.id = e.id AND j.state = ANY(string_to_array(w.states, ' ')) AND j.revision = w.revision`, append(c.args(), from, were)...)
+ FROM unnest(`+jobArrayTypes+`, $15::text[], $16::integer[]) AS e (`+jobArrayNames+`, states, was)
+ WHERE j.id = e.id AND j.state = ANY(string_to_array(e.states, ' ')) AND j.revision = e.was`, append(c.args(), from, were)...)
 	if err != nil {
 		return fmt.Errorf("move jobs: %w", err)
 	}
