@@ -86,13 +86,18 @@ func idle(loop, description string, interval time.Duration) tick.Loop {
 	}
 }
 
+// stuckInterval is how often stuck rows are counted: it reads all that is open, and what is stuck is so for an hour.
+const stuckInterval = time.Minute
+
 // watched is the due watch with the count of stuck rows.
 func watched(c *core.Core, st *store.Store, now func() time.Time, stuck prometheus.Gauge) func(context.Context) (tick.Result, error) {
+	var counted time.Time
 	return func(ctx context.Context) (tick.Result, error) {
 		r, err := c.Watch(ctx)
-		if err != nil || ctx.Err() != nil {
+		if err != nil || ctx.Err() != nil || time.Since(counted) < stuckInterval {
 			return r, err
 		}
+		counted = time.Now()
 		n, err := st.Stuck(ctx, now().Add(-api.StuckAfter))
 		if err == nil {
 			stuck.Set(float64(n))

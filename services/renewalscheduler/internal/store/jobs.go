@@ -387,11 +387,12 @@ func (q Queries) CountJobs(ctx context.Context, before time.Time) (JobCounts, er
 	return out, nil
 }
 
-// stuck counts what Stuck does, for the time $1.
-const stuck = `((SELECT count(*) FROM jobs WHERE end_time IS NULL AND (due_time IS NULL OR deadline_time IS NULL OR deadline_time < $1
+// stuck counts what Stuck does, for the time $1. EXCEPT reads open jobs and plans once each: as NOT EXISTS, with statistics from before
+// a storm, Postgres would read all of one for each of the other.
+const stuck = `((SELECT count(*) FROM jobs WHERE end_time IS NULL AND deadline_time IS NOT NULL AND (deadline_time < $1
    OR (state <> 'AWAITING_APPROVAL' AND due_time < $1 AND (lease_until IS NULL OR lease_until < $1))))
- + (SELECT count(*) FROM plans p WHERE state = 'WORKING' AND NOT EXISTS (
-   SELECT 1 FROM jobs WHERE certificate_id = p.id AND type IN ('ISSUE', 'RENEW') AND end_time IS NULL))
+ + (SELECT count(*) FROM (SELECT id FROM plans WHERE state = 'WORKING' EXCEPT
+   SELECT certificate_id FROM jobs WHERE type IN ('ISSUE', 'RENEW') AND end_time IS NULL) lonely)
  + (SELECT count(*) FROM plans WHERE state IN ('SCHEDULED', 'RETRYING') AND due_time < $1))`
 
 // Stuck counts what nothing will ever move: open jobs that nobody works on, long after they were due or dead, plans that
