@@ -94,26 +94,30 @@ func (c *Columns) scan(v column, into any) {
 	}
 }
 
+// scanned is apart from those who call it: what scan is given a pointer to is in memory of its own, also when it is not called.
+func scanned[T any](c *Columns, v column) (into T) {
+	c.scan(v, &into)
+	return into
+}
+
 // Text reads a text that is not NULL.
-func (c *Columns) Text() (s string) {
+func (c *Columns) Text() string {
 	v, plain := c.take(pgtype.TextOID, pgtype.TextFormatCode)
 	if plain && v.value != nil {
 		return v.text
 	}
-	c.scan(v, &s)
-	return s
+	return scanned[string](c, v)
 }
 
 // Texts reads an array of texts.
-func (c *Columns) Texts() (list []string) {
+func (c *Columns) Texts() []string {
 	v, plain := c.take(pgtype.TextArrayOID, pgtype.BinaryFormatCode)
 	if plain && v.value != nil {
 		if list, ok := texts(v); ok {
 			return list
 		}
 	}
-	c.scan(v, &list)
-	return list
+	return scanned[[]string](c, v)
 }
 
 // texts reads the binary form of an array (array_send in PostgreSQL's arrayfuncs.c): the dimensions, whether there are NULLs, the
@@ -143,13 +147,12 @@ func texts(v column) (list []string, ok bool) {
 }
 
 // JSON reads a jsonb that is not NULL, as its text.
-func (c *Columns) JSON() (text string) {
+func (c *Columns) JSON() string {
 	v, plain := c.take(pgtype.JSONBOID, pgtype.TextFormatCode)
 	if plain && v.value != nil {
 		return v.text
 	}
-	c.scan(v, &text)
-	return text
+	return scanned[string](c, v)
 }
 
 // Check notes an error of who reads what a column holds.
@@ -160,23 +163,21 @@ func (c *Columns) Check(err error) {
 }
 
 // Int32 reads an integer that is not NULL.
-func (c *Columns) Int32() (n int32) {
+func (c *Columns) Int32() int32 {
 	v, plain := c.take(pgtype.Int4OID, pgtype.BinaryFormatCode)
 	if plain && len(v.value) == 4 {
 		return int32(binary.BigEndian.Uint32(v.value))
 	}
-	c.scan(v, &n)
-	return n
+	return scanned[int32](c, v)
 }
 
 // Int64 reads a bigint that is not NULL.
-func (c *Columns) Int64() (n int64) {
+func (c *Columns) Int64() int64 {
 	v, plain := c.take(pgtype.Int8OID, pgtype.BinaryFormatCode)
 	if plain && len(v.value) == 8 {
 		return int64(binary.BigEndian.Uint64(v.value))
 	}
-	c.scan(v, &n)
-	return n
+	return scanned[int64](c, v)
 }
 
 // epoch is where Postgres' times begin, in microseconds since 1970.
@@ -202,9 +203,8 @@ func (c *Columns) Moment() *time.Time {
 		t := time.UnixMicro(epoch + int64(binary.BigEndian.Uint64(v.value)))
 		return &t
 	}
-	t := new(time.Time)
-	c.scan(v, t)
-	return t
+	t := scanned[time.Time](c, v)
+	return &t
 }
 
 // finite tells a time from infinity and -infinity, which are the largest and the smallest number.
@@ -214,13 +214,12 @@ func finite(b []byte) bool {
 }
 
 // Bytes reads a bytea; nil is NULL.
-func (c *Columns) Bytes() (b []byte) {
+func (c *Columns) Bytes() []byte {
 	v, plain := c.take(pgtype.ByteaOID, pgtype.BinaryFormatCode)
 	if plain {
 		return bytes.Clone(v.value) // the next row overwrites it
 	}
-	c.scan(v, &b)
-	return b
+	return scanned[[]byte](c, v)
 }
 
 // Into reads a column of any type as pgx does.

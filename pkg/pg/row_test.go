@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/stretchr/testify/require"
 
 	"github.com/certctl/certctl/pkg/pg"
@@ -93,4 +95,32 @@ func TestOtherTypesAreReadAsPgxReadsThem(t *testing.T) {
 	}))
 	require.NoError(t, err)
 	require.Equal(t, []other{{"a", 7, 8, []string{"b"}}}, got)
+}
+
+// sent is a row as it came.
+type sent struct {
+	pgx.CollectableRow
+	fields []pgconn.FieldDescription
+	values [][]byte
+}
+
+func (s sent) FieldDescriptions() []pgconn.FieldDescription { return s.fields }
+func (s sent) RawValues() [][]byte                          { return s.values }
+
+func TestARowOfTextsIsOneAllocation(t *testing.T) { //nolint:paralleltest // it counts allocations
+	s := &sent{}
+	for range 20 {
+		s.fields = append(s.fields, pgconn.FieldDescription{DataTypeOID: pgtype.TextOID, Format: pgtype.TextFormatCode})
+		s.values = append(s.values, []byte("some text that is longer than a word"))
+	}
+	read := pg.RowTo(func(c *pg.Columns) (total int) {
+		for range 20 {
+			total += len(c.Text())
+		}
+		return total
+	})
+	n, err := read(s)
+	require.NoError(t, err)
+	require.Equal(t, 20*36, n)
+	require.LessOrEqual(t, testing.AllocsPerRun(100, func() { _, _ = read(s) }), 2.0, "the texts, and what reads them")
 }

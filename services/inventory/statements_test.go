@@ -75,6 +75,13 @@ func TestListsAndMailboxesCostTheSameStatementsForManyRows(t *testing.T) {
 			_, err := r.certificates().ListCertificates(t.Context(), &inventoryv1.ListCertificatesRequest{IncludeTotal: true})
 			return err
 		},
+		"certificates by id": func() error {
+			a, err := r.certificates().GetCertificates(t.Context(), &inventoryv1.GetCertificatesRequest{Ids: []string{named("s-%d-%d", 1, 0), named("s-%d-%d", 20, 7), "unknown"}})
+			require.Len(t, a.GetCertificates(), 2)
+			require.NoError(t, err)
+			_, err = r.certificates().GetCertificate(t.Context(), &inventoryv1.GetCertificateRequest{Id: named("s-%d-%d", 20, 7)})
+			return err
+		},
 		"agents": func() error {
 			_, err := r.registry().ListAgents(t.Context(), &inventoryv1.ListAgentsRequest{IncludeTotal: true})
 			return err

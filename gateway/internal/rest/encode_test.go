@@ -191,6 +191,18 @@ func BenchmarkProtojson(b *testing.B) {
 	}
 }
 
+// TestAPageThatWasNotReadTakesFewAllocations counts two for the labels of each certificate, and little for the page.
+func TestAPageThatWasNotReadTakesFewAllocations(t *testing.T) { //nolint:paralleltest // it counts allocations
+	var e encoder
+	m := unreadPage(t, 50)
+	want, err := e.marshal(page(50))
+	require.NoError(t, err)
+	got, err := e.marshal(m)
+	require.NoError(t, err)
+	require.Len(t, got, len(want), "but for the times, the pages are the same")
+	require.LessOrEqual(t, testing.AllocsPerRun(20, func() { _, _ = e.marshal(m) }), 2*50+10.0)
+}
+
 // BenchmarkEncodeUnread writes the same page as it comes from a service.
 func BenchmarkEncodeUnread(b *testing.B) {
 	var e encoder
