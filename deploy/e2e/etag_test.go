@@ -141,6 +141,7 @@ func (in *installation) changesGiveNewTags(t *testing.T) {
 
 func (in *installation) callersHaveTheirOwn(t *testing.T) {
 	const path = "/api/v1/audit?resource_id=listed&action=certificate.created"
+	in.wait(t, "the certificate to be on the record", func() bool { return strings.Contains(in.get(t, path).body, "certificate.created") })
 	tag := in.get(t, path).header.Get("ETag")
 	require.Equal(t, http.StatusNotModified, in.get(t, path, "If-None-Match", tag).status)
 	for _, condition := range []string{tag, "*"} {
