@@ -215,15 +215,15 @@ type Listed struct {
 	ID string
 }
 
-// EachListed reads what the next CRL of an issuer lists, one after the other: all that have not ended before a time, and all that
+// EachListed reads what the next CRL of an issuer lists, one after the other and in no order, which a CRL does not need: all that have not ended before a time, and all that
 // no CRL has listed yet (RFC 5280, section 3.3: an entry stays until one CRL beyond the certificate's end).
 func EachListed(ctx context.Context, q Querier, issuerID string, endedAfter time.Time, each func(Listed) error) error {
-	return eachListed(ctx, q, each, ` AND (r.not_after > $2 OR r.crl_number IS NULL) ORDER BY r.serial_number`, issuerID, endedAfter)
+	return eachListed(ctx, q, each, ` AND (r.not_after > $2 OR r.crl_number IS NULL)`, issuerID, endedAfter)
 }
 
 // EachUnlisted reads those that no CRL lists yet.
 func EachUnlisted(ctx context.Context, q Querier, issuerID string, each func(Listed) error) error {
-	return eachListed(ctx, q, each, ` AND r.crl_number IS NULL ORDER BY r.serial_number`, issuerID)
+	return eachListed(ctx, q, each, ` AND r.crl_number IS NULL`, issuerID)
 }
 
 func eachListed(ctx context.Context, q Querier, each func(Listed) error, condition string, args ...any) error {
