@@ -119,7 +119,8 @@ func (g *Reads[K, V]) begin() {
 // read answers a round, and what has gathered meanwhile after it.
 func (g *Reads[K, V]) read(r *round[K, V]) {
 	for r != nil {
-		late := time.AfterFunc(patience, func() { g.giveUp(r) })
+		this := r // the timer may come when the next round is under way
+		late := time.AfterFunc(patience, func() { g.giveUp(this) })
 		r.err = run.Safely(func() error {
 			ctx, cancel := context.WithTimeout(r.ctx, g.cfg.Timeout)
 			defer cancel()
