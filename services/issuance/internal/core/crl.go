@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/big"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,6 +27,9 @@ const crlShare = 20
 
 // crlCheap is what a CRL may take for which the floor of the loop is rest enough.
 const crlCheap = 250 * time.Millisecond
+
+// crlNoted is in how many revocations at a time is noted that a CRL lists them.
+const crlNoted = 10_000
 
 // crlList is what a CRL that this process has made lists.
 type crlList struct {
@@ -172,14 +176,36 @@ func (c *Core) nextCRL(ctx context.Context, issuerID string) (made store.CRL, st
 	if err != nil {
 		return store.CRL{}, false, instanceError(i, err)
 	}
-	if stored, err = c.storeCRL(ctx, made, fresh); err == nil && stored {
-		revoked.number, revoked.rest = made.Number, time.Time{}
-		if took := time.Since(began); took > crlCheap {
-			revoked.rest = time.Now().Add(crlShare * took)
-		}
-		c.lists.put(issuerID, revoked)
+	at := min(crlNoted, len(fresh))
+	if stored, err = c.storeCRL(ctx, made, fresh[:at]); err != nil || !stored {
+		return made, stored, err
 	}
-	return made, stored, err
+	if err := c.noteListed(ctx, made, fresh[at:]); err != nil {
+		// It is a CRL all the same. Those that are not noted are listed by the next one, which is read as a whole.
+		c.log.Warn("not all revocations are noted as listed; another CRL will be made for them", logx.ID(logx.KeyIssuer, issuerID), logx.Error(err))
+		return made, true, nil
+	}
+	revoked.number, revoked.rest = made.Number, time.Time{}
+	if took := time.Since(began); took > crlCheap {
+		revoked.rest = time.Now().Add(crlShare * took)
+	}
+	c.lists.put(issuerID, revoked)
+	return made, true, nil
+}
+
+// noteListed notes what is too much for the transaction that stored the CRL: a part that is lost costs another CRL, and nothing else.
+func (c *Core) noteListed(ctx context.Context, list store.CRL, ids []string) error {
+	for part := range slices.Chunk(ids, crlNoted) {
+		err := func() error {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.CallTimeout)
+			defer cancel()
+			return store.NoteListed(ctx, c.deps.DB.Pool, list.Number, part)
+		}()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // gather encodes what the CRL after the given one lists, and gives the ids of what no CRL lists yet. Where this process has made
@@ -207,7 +233,10 @@ func (c *Core) gather(ctx context.Context, issuerID string, after int64, now tim
 
 func (c *Core) storeCRL(ctx context.Context, list store.CRL, fresh []string) (stored bool, err error) {
 	err = c.deps.DB.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		if stored, err = store.InsertCRL(ctx, tx, list, fresh); err != nil || !stored {
+		if stored, err = store.InsertCRL(ctx, tx, list); err != nil || !stored {
+			return err
+		}
+		if err := store.NoteListed(ctx, tx, list.Number, fresh); err != nil {
 			return err
 		}
 		return emit(ctx, tx, auditlog.Event(ctx, auditlog.Entry{

@@ -460,6 +460,27 @@ func TestTheNextCRLReadsOnlyWhatNoneHasListed(t *testing.T) {
 	require.Equal(t, map[string]int{first: 5, second: 1, third: 1, fourth: 1}, reasons(w.Core), "the last CRL was another replica's: all is read again")
 }
 
+func TestOneCRLListsMoreThanIsNotedAtATime(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const many = 2*crlNoted + 1
+	_, o := w.issue(DefaultIssuerID)
+	for _, copied := range []string{
+		`INSERT INTO orders SELECT (jsonb_populate_record(o, jsonb_build_object('id', 'many-' || n))).* FROM orders o, generate_series(1, $2::int) AS n WHERE o.id = $1`,
+		`INSERT INTO issued_certificates SELECT (jsonb_populate_record(c, jsonb_build_object('order_id', 'many-' || n, 'serial_number', '10' || lpad(to_hex(n), 8, '0')))).*
+ FROM issued_certificates c, generate_series(1, $2::int) AS n WHERE c.order_id = $1`,
+		`INSERT INTO revocations (id, issuer_id, serial_number, certificate_id, reason, revocation_time, not_after, status)
+ SELECT order_id, issuer_id, serial_number, certificate_id, 4, now(), not_after, 'DONE' FROM issued_certificates WHERE order_id <> $1 LIMIT $2`,
+	} {
+		_, err := w.deps.DB.Pool.Exec(w.ctx(), copied, o.ID, many)
+		require.NoError(t, err)
+	}
+	first := w.crl(DefaultIssuerID)
+	require.Len(t, first.RevokedCertificateEntries, many)
+	again := w.crl(DefaultIssuerID)
+	require.Equal(t, first.Number, again.Number, "all are noted: no other CRL is made for them")
+}
+
 func TestTheLoopRestsAfterACRLThatTookLong(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -215,8 +215,8 @@ type Listed struct {
 	ID string
 }
 
-// EachListed reads what the next CRL of an issuer lists, one after the other and in no order, which a CRL does not need: all that have not ended before a time, and all that
-// no CRL has listed yet (RFC 5280, section 3.3: an entry stays until one CRL beyond the certificate's end).
+// EachListed reads what the next CRL of an issuer lists, one after the other and in no order, which a CRL does not need: all that have
+// not ended before a time, and all that no CRL has listed yet (RFC 5280, section 3.3: an entry stays until one CRL beyond the certificate's end).
 func EachListed(ctx context.Context, q Querier, issuerID string, endedAfter time.Time, each func(Listed) error) error {
 	return eachListed(ctx, q, each, ` AND (r.not_after > $2 OR r.crl_number IS NULL)`, issuerID, endedAfter)
 }
@@ -267,19 +267,20 @@ func GetCRL(ctx context.Context, q Querier, issuerID string, number int64) ([]by
 	return one("read CRL", der, err)
 }
 
-// InsertCRL stores a CRL, notes its number in the revocations that it is the first to list, and drops old ones. It is
-// false when another replica has stored that number.
-func InsertCRL(ctx context.Context, q Querier, c CRL, listed []string) (bool, error) {
+// InsertCRL stores a CRL and drops old ones. It is false when another replica has stored that number.
+func InsertCRL(ctx context.Context, q Querier, c CRL) (bool, error) {
 	n, err := changed(ctx, q, "store CRL", `INSERT INTO crls (issuer_id, number, der, entries, this_update, next_update)
  VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (issuer_id, number) DO NOTHING`, c.IssuerID, c.Number, c.DER, c.Entries, c.ThisUpdate, c.NextUpdate)
 	if err != nil || n == 0 {
 		return false, err
 	}
-	if _, err := changed(ctx, q, "note CRL number", `UPDATE revocations SET crl_number = $2 WHERE crl_number IS NULL AND id = ANY($1)`,
-		list(listed), c.Number); err != nil {
-		return false, err
-	}
 	const kept = 10
 	_, err = changed(ctx, q, "drop old CRLs", `DELETE FROM crls WHERE issuer_id = $1 AND number <= $2`, c.IssuerID, c.Number-kept)
 	return err == nil, err
+}
+
+// NoteListed notes a CRL's number in revocations that it is the first to list.
+func NoteListed(ctx context.Context, q Querier, number int64, ids []string) error {
+	_, err := changed(ctx, q, "note CRL number", `UPDATE revocations SET crl_number = $2 WHERE crl_number IS NULL AND id = ANY($1)`, list(ids), number)
+	return err
 }
