@@ -196,10 +196,10 @@ func (f *planned) each(wire []byte, v value, do func(value) error) error {
 			continue
 		}
 		var err error
-		switch typ { // another is skipped, as find does
-		case f.wireType():
+		switch { // another is skipped, as find does
+		case typ == f.wireType():
 			err = do(element)
-		case protowire.BytesType:
+		case typ == protowire.BytesType:
 			err = f.packed(wire, element, do)
 		}
 		if err != nil {
