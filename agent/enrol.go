@@ -13,6 +13,7 @@ import (
 	"github.com/certctl/certctl/agent/internal/control"
 	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/secretbox"
+	"github.com/certctl/certctl/pkg/tick"
 	agentv1 "github.com/certctl/certctl/proto/gen/go/certctl/agent/v1"
 )
 
@@ -31,7 +32,7 @@ func (a *agent) enrol(ctx context.Context) error {
 		a.condition.set(false, false, err)
 		wait := pause.Next()
 		a.log.Warn("enrolment not possible yet", zap.Error(err), zap.Duration("retry_in", wait))
-		if !control.Wait(ctx, wait) {
+		if tick.Wait(ctx, wait) != nil {
 			return nil
 		}
 	}

@@ -62,7 +62,7 @@ func (a *agent) settle(ctx context.Context) bool {
 		}
 		wait := pause.Next()
 		a.log.Warn("new credential not confirmed yet; both are kept", zap.Error(err), zap.Duration("retry_in", wait))
-		if !control.Wait(ctx, wait) {
+		if tick.Wait(ctx, wait) != nil {
 			return false
 		}
 	}

@@ -205,24 +205,14 @@ func (r *route) wait(ctx context.Context, ticks <-chan time.Time) {
 // gather lets events come together when the last look has only just begun.
 func (r *route) gather(ctx context.Context) {
 	if rest := r.patience - time.Since(r.looked); rest > 0 {
-		sleep(ctx, rest)
-	}
-}
-
-// sleep waits for a time or the end of ctx.
-func sleep(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
+		_ = tick.Wait(ctx, rest)
 	}
 }
 
 // pause keeps kicks from hammering a receiver that is away.
 func (r *route) pause(ctx context.Context, failures int) {
 	wait, _ := r.cfg.Backoff.Next(failures)
-	sleep(ctx, wait)
+	_ = tick.Wait(ctx, wait)
 	if ctx.Err() == nil {
 		r.observe(ctx, 0)
 	}

@@ -74,7 +74,7 @@ func (s *Stream) Run(ctx context.Context) error {
 				return err
 			}
 		}
-		if !Wait(ctx, wait) {
+		if tick.Wait(ctx, wait) != nil {
 			return nil
 		}
 	}

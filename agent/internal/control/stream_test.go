@@ -16,6 +16,7 @@ import (
 	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/run"
 	"github.com/certctl/certctl/pkg/secretbox"
+	"github.com/certctl/certctl/pkg/tick"
 	agentv1 "github.com/certctl/certctl/proto/gen/go/certctl/agent/v1"
 )
 
@@ -78,7 +79,7 @@ func (p *played) welcome(beat time.Duration) {
 
 // live holds the stream until its context or the time ends.
 func (p *played) live(d time.Duration) error {
-	Wait(p.ctx, d)
+	_ = tick.Wait(p.ctx, d)
 	return errs.New(errs.Unavailable, "AWAY", "the server is away")
 }
 
