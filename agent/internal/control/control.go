@@ -125,4 +125,3 @@ func (b *Backoff) Next() time.Duration {
 
 // Reset starts over after a success.
 func (b *Backoff) Reset() { b.attempt = 0 }
-
