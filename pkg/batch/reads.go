@@ -120,7 +120,7 @@ func (g *Reads[K, V]) begin() {
 func (g *Reads[K, V]) read(r *round[K, V]) {
 	for r != nil {
 		this := r // the timer may come when the next round is under way
-		late := time.AfterFunc(patience, func() { g.giveUp(this) })
+		late := time.AfterFunc(patience, func() { g.giveUp(this) }) //nolint:forbidigo // once for this read, and no loop
 		r.err = run.Safely(func() error {
 			ctx, cancel := context.WithTimeout(r.ctx, g.cfg.Timeout)
 			defer cancel()

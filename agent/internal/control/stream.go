@@ -74,7 +74,7 @@ func (s *Stream) Run(ctx context.Context) error {
 				return err
 			}
 		}
-		if tick.Wait(ctx, wait) != nil {
+		if _ = tick.Wait(ctx, wait); ctx.Err() != nil {
 			return nil
 		}
 	}
