@@ -32,8 +32,8 @@ func (a *agent) enrol(ctx context.Context) error {
 		a.condition.set(false, false, err)
 		wait := pause.Next()
 		a.log.Warn("enrolment not possible yet", zap.Error(err), zap.Duration("retry_in", wait))
-		if _ = tick.Wait(ctx, wait); ctx.Err() != nil {
-			return nil
+		if tick.Wait(ctx, wait) != nil {
+			return nil //nolint:nilerr // told to end
 		}
 	}
 }

@@ -119,7 +119,7 @@ func (g *Reads[K, V]) begin() {
 // read answers a round, and what has gathered meanwhile after it.
 func (g *Reads[K, V]) read(r *round[K, V]) {
 	for r != nil {
-		this := r // the timer may come when the next round is under way
+		this := r                                                   // the timer may come when the next round is under way
 		late := time.AfterFunc(patience, func() { g.giveUp(this) }) //nolint:forbidigo // once for this read, and no loop
 		r.err = run.Safely(func() error {
 			ctx, cancel := context.WithTimeout(r.ctx, g.cfg.Timeout)

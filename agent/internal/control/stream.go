@@ -74,8 +74,8 @@ func (s *Stream) Run(ctx context.Context) error {
 				return err
 			}
 		}
-		if _ = tick.Wait(ctx, wait); ctx.Err() != nil {
-			return nil
+		if tick.Wait(ctx, wait) != nil {
+			return nil //nolint:nilerr // told to end
 		}
 	}
 	return nil
