@@ -31,7 +31,7 @@ func (b *bench) client() *web.Client {
 const share = 0.8
 
 // offer loads with the requests that path gives: first in a closed loop, for the most there is, and then at a constant rate, for the
-// latency. The rate is the wanted one if there is one, else a share of the most.
+// latency. The rate is the wanted one, or a share of the most if that is less or none is wanted.
 func (b *bench) offer(ctx context.Context, wanted float64, do func(ctx context.Context, w, n int) error) (most, open meter.Reading, err error) {
 	if r := load.Run(ctx, load.Plan{Duration: b.For / 4, Workers: b.Workers}, do); r.Err != nil { // warm
 		return most, open, r.Err
@@ -39,10 +39,11 @@ func (b *bench) offer(ctx context.Context, wanted float64, do func(ctx context.C
 	if most, err = b.meter().Run(ctx, load.Plan{Duration: b.For, Workers: b.Workers}, do); err != nil {
 		return most, open, err
 	}
-	if wanted == 0 {
-		wanted = share * most.Throughput
+	rate := share * most.Throughput
+	if wanted > 0 {
+		rate = min(rate, wanted)
 	}
-	open, err = b.meter().Run(ctx, load.Plan{Rate: wanted, Duration: b.For, Workers: b.Workers}, do)
+	open, err = b.meter().Run(ctx, load.Plan{Rate: rate, Duration: b.For, Workers: b.Workers}, do)
 	return most, open, err
 }
 
@@ -108,7 +109,7 @@ func lists(ctx context.Context, b *bench) error {
 		return err
 	}
 	b.pair("lists/certificates", "list of 50 certificates, first page, default order, unchanged", goal, most, open, &bare, ok(most, open))
-	most, open, err = b.offer(ctx, 0, func(_ context.Context, w, _ int) error {
+	most, open, err = b.offer(ctx, 1500, func(_ context.Context, w, _ int) error {
 		_, err := c.Want(w, pages.random(), "", http.StatusOK)
 		return err
 	})
@@ -121,7 +122,7 @@ func lists(ctx context.Context, b *bench) error {
 		if err != nil {
 			return err
 		}
-		most, open, err := b.offer(ctx, 0, func(_ context.Context, w, _ int) error {
+		most, open, err := b.offer(ctx, 1500, func(_ context.Context, w, _ int) error {
 			_, err := c.Want(w, pages.random(), "", http.StatusOK)
 			return err
 		})
@@ -200,7 +201,7 @@ func conditional(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	most, open, err := b.offer(ctx, 0, func(_ context.Context, w, _ int) error {
+	most, open, err := b.offer(ctx, 6000, func(_ context.Context, w, _ int) error {
 		_, err := c.Want(w, certificates, first.Tag, http.StatusNotModified)
 		return err
 	})
@@ -227,7 +228,7 @@ func get(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	most, open, err := b.offer(ctx, 0, func(_ context.Context, w, n int) error {
+	most, open, err := b.offer(ctx, 5000, func(_ context.Context, w, n int) error {
 		_, err := c.Want(w, certificates+"/"+ids[n%len(ids)], "", http.StatusOK)
 		return err
 	})

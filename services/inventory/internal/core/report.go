@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/certctl/certctl/pkg/batch"
+	"github.com/certctl/certctl/pkg/pg"
 	agentv1 "github.com/certctl/certctl/proto/gen/go/certctl/agent/v1"
 	"github.com/certctl/certctl/services/inventory/internal/store"
 )
@@ -148,7 +149,7 @@ func (r *reports) follow(ctx context.Context, finished []int) error {
 			err = r.deployResult(within, r.t, d, request)
 		}
 		if err != nil {
-			return batch.OfItem(err)
+			return pg.OfItem(err)
 		}
 	}
 	moved, err := r.t.ServeDeployments(ctx, serving)
@@ -189,7 +190,7 @@ func (r *reports) progress(ctx context.Context) error {
 		}
 		row, d := r.row(i)
 		if err := r.prolong(ctx, r.t, row, d, call.request, until, r.out[i].Value); err != nil {
-			return batch.OfItem(err)
+			return pg.OfItem(err)
 		}
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/certctl/certctl/pkg/batch"
+	"github.com/certctl/certctl/pkg/pg"
 	"github.com/certctl/certctl/pkg/rpcctx"
 	agentv1 "github.com/certctl/certctl/proto/gen/go/certctl/agent/v1"
 	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
@@ -67,15 +68,15 @@ func newTogether(c *Core) *together {
 			return c.store.GetCredentials(ctx, list)
 		}),
 		tasks: batch.NewWrites(callsTogether, func(ctx context.Context, list []taskCall) []batch.Outcome[struct{}] {
-			return batch.AllOrEach(list, func(list []taskCall) ([]batch.Outcome[struct{}], error) { return c.createTasks(ctx, list) })
+			return pg.AllOrEach(list, func(list []taskCall) ([]batch.Outcome[struct{}], error) { return c.createTasks(ctx, list) })
 		}),
 		lists: batch.NewWrites(listsTogether, func(ctx context.Context, list []listCall) []batch.Outcome[*agentv1.ListAssignmentsResponse] {
-			return batch.AllOrEach(list, func(list []listCall) ([]batch.Outcome[*agentv1.ListAssignmentsResponse], error) {
+			return pg.AllOrEach(list, func(list []listCall) ([]batch.Outcome[*agentv1.ListAssignmentsResponse], error) {
 				return c.lease(ctx, list)
 			})
 		}),
 		reports: batch.NewWrites(callsTogether, func(ctx context.Context, list []reportCall) []batch.Outcome[*agentv1.ReportAssignmentResponse] {
-			return batch.AllOrEach(list, func(list []reportCall) ([]batch.Outcome[*agentv1.ReportAssignmentResponse], error) {
+			return pg.AllOrEach(list, func(list []reportCall) ([]batch.Outcome[*agentv1.ReportAssignmentResponse], error) {
 				return c.takeReports(ctx, list)
 			})
 		}),
@@ -188,7 +189,7 @@ func (c *Core) lease(ctx context.Context, list []listCall) (out []batch.Outcome[
 		}
 		for i, l := range leases {
 			if out[i].Value, err = c.answerList(ctx, t, l, mailboxes[l.AgentID], work, until); err != nil {
-				return batch.OfItem(err)
+				return pg.OfItem(err)
 			}
 		}
 		return nil

@@ -224,7 +224,7 @@ func TestWhatIsWrongWithOneCallCostsNoOther(t *testing.T) {
 	calls[1].request.Csr.CertificateId = "cert-none"
 	calls[2].request.AgentId = "agent-none"
 	calls[3].request.TaskId = "no id"
-	outcomes := batch.AllOrEach(calls, func(list []taskCall) ([]batch.Outcome[struct{}], error) { return e.createTasks(t.Context(), list) })
+	outcomes := pg.AllOrEach(calls, func(list []taskCall) ([]batch.Outcome[struct{}], error) { return e.createTasks(t.Context(), list) })
 	require.NoError(t, outcomes[0].Err)
 	require.Equal(t, "CERTIFICATE_NOT_FOUND", errs.ReasonOf(outcomes[1].Err))
 	require.Equal(t, "AGENT_NOT_FOUND", errs.ReasonOf(outcomes[2].Err))

@@ -7,6 +7,7 @@ import (
 
 	"github.com/certctl/certctl/pkg/batch"
 	"github.com/certctl/certctl/pkg/lease"
+	"github.com/certctl/certctl/pkg/pg"
 	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
 	issuancev1 "github.com/certctl/certctl/proto/gen/go/certctl/issuance/v1"
 	"github.com/certctl/certctl/services/renewalscheduler/internal/store"
@@ -52,10 +53,10 @@ func newTogether(c *Core) *together {
 		jobs: batch.NewReads(batch.ReadsConfig{}, c.readJobs), records: batch.NewReads(batch.ReadsConfig{}, c.readRecords),
 		profiles: batch.NewReads(batch.ReadsConfig{}, c.readProfiles),
 		changes: batch.NewWrites(togetherMost, func(ctx context.Context, list []edit) []batch.Outcome[seenJob] {
-			return batch.AllOrEach(list, func(list []edit) ([]batch.Outcome[seenJob], error) { return c.writeEdits(ctx, list) })
+			return pg.AllOrEach(list, func(list []edit) ([]batch.Outcome[seenJob], error) { return c.writeEdits(ctx, list) })
 		}),
 		starts: batch.NewWrites(togetherMost, func(ctx context.Context, list []start) []batch.Outcome[bool] {
-			return batch.AllOrEach(list, func(list []start) ([]batch.Outcome[bool], error) { return c.writeStarts(ctx, list) })
+			return pg.AllOrEach(list, func(list []start) ([]batch.Outcome[bool], error) { return c.writeStarts(ctx, list) })
 		}),
 		releases: batch.NewWrites(togetherMost, c.writeReleases),
 	}
@@ -122,7 +123,7 @@ func (c *Core) writeEdits(ctx context.Context, list []edit) (out []batch.Outcome
 				continue
 			}
 			if err := e.make(context.WithoutCancel(e.ctx), tx, j); err != nil {
-				return batch.OfItem(err)
+				return pg.OfItem(err)
 			}
 			if j.Revision != e.seen.Revision {
 				tx.Changed(store.Jobs)
@@ -162,7 +163,7 @@ func (c *Core) writeStarts(ctx context.Context, list []start) (out []batch.Outco
 				continue
 			}
 			if out[i].Value, err = c.startPlan(ctx, tx, s.lease.ID, s.record); err != nil {
-				return batch.OfItem(err)
+				return pg.OfItem(err)
 			}
 		}
 		return nil
@@ -174,7 +175,7 @@ func (c *Core) writeStarts(ctx context.Context, list []start) (out []batch.Outco
 func ofItem(err error) error {
 	for _, of := range []error{store.ErrChanged, store.ErrOpen, store.ErrNotFound, store.ErrExists} {
 		if errors.Is(err, of) {
-			return batch.OfItem(err)
+			return pg.OfItem(err)
 		}
 	}
 	return err

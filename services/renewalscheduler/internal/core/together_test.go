@@ -13,6 +13,7 @@ import (
 
 	"github.com/certctl/certctl/pkg/batch"
 	"github.com/certctl/certctl/pkg/lease"
+	"github.com/certctl/certctl/pkg/pg"
 	eventv1 "github.com/certctl/certctl/proto/gen/go/certctl/event/v1"
 	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
 	"github.com/certctl/certctl/services/renewalscheduler/internal/store"
@@ -192,7 +193,7 @@ func TestAJobThatCannotGoOnHoldsUpNoOther(t *testing.T) {
 		return tx.SaveJob(ctx, j)
 	}
 
-	outcomes := batch.AllOrEach(list, func(list []edit) ([]batch.Outcome[seenJob], error) { return c.writeEdits(t.Context(), list) })
+	outcomes := pg.AllOrEach(list, func(list []edit) ([]batch.Outcome[seenJob], error) { return c.writeEdits(t.Context(), list) })
 
 	require.NoError(t, outcomes[0].Err)
 	require.ErrorIs(t, outcomes[1].Err, errGone)

@@ -1,11 +1,11 @@
-package batch
+package pg
 
 import (
 	"errors"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/certctl/certctl/pkg/pg"
+	"github.com/certctl/certctl/pkg/batch"
 )
 
 // itemError is an error of one item among those that share a write.
@@ -24,12 +24,12 @@ func OfItem(err error) error {
 
 // AllOrEach writes items together in one transaction or, when that fails over one of them, each alone: so one that cannot be written
 // costs no other. When the database as a whole fails, all have its error.
-func AllOrEach[T, R any](items []T, write func(items []T) ([]Outcome[R], error)) []Outcome[R] {
+func AllOrEach[T, R any](items []T, write func(items []T) ([]batch.Outcome[R], error)) []batch.Outcome[R] {
 	out, err := write(items)
 	if err == nil {
 		return out
 	}
-	out = make([]Outcome[R], len(items))
+	out = make([]batch.Outcome[R], len(items))
 	for i := range items {
 		if len(items) > 1 && separable(err) {
 			out[i] = AllOrEach(items[i:i+1], write)[0]
@@ -46,5 +46,5 @@ func separable(err error) bool {
 		return true
 	}
 	e, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && !pg.Transient(e)
+	return ok && !Transient(e)
 }

@@ -1,4 +1,4 @@
-package batch_test
+package pg_test
 
 import (
 	"errors"
@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/certctl/certctl/pkg/batch"
+	"github.com/certctl/certctl/pkg/pg"
 )
 
 func TestWhatCannotBeWrittenTogetherIsWrittenAlone(t *testing.T) {
@@ -38,11 +39,11 @@ func TestWhatCannotBeWrittenTogetherIsWrittenAlone(t *testing.T) {
 	}
 	items := []int{2, 3, 4}
 
-	require.Equal(t, []batch.Outcome[int]{{Value: 4}, {Value: 9}, {Value: 16}}, batch.AllOrEach(items, write(onThree(nil))))
+	require.Equal(t, []batch.Outcome[int]{{Value: 4}, {Value: 9}, {Value: 16}}, pg.AllOrEach(items, write(onThree(nil))))
 	require.Len(t, wrote, 1)
 
-	for _, err := range []error{batch.OfItem(bad), &pgconn.PgError{Code: "23505"}} {
-		out := batch.AllOrEach(items, write(onThree(err)))
+	for _, err := range []error{pg.OfItem(bad), &pgconn.PgError{Code: "23505"}} {
+		out := pg.AllOrEach(items, write(onThree(err)))
 		require.Equal(t, []int{4, 0, 16}, []int{out[0].Value, out[1].Value, out[2].Value})
 		require.NoError(t, out[0].Err)
 		require.ErrorIs(t, out[1].Err, err)
@@ -51,11 +52,11 @@ func TestWhatCannotBeWrittenTogetherIsWrittenAlone(t *testing.T) {
 	}
 
 	for _, err := range []error{bad, &pgconn.PgError{Code: "57P01"}} {
-		for _, o := range batch.AllOrEach(items, write(onThree(err))) {
+		for _, o := range pg.AllOrEach(items, write(onThree(err))) {
 			require.ErrorIs(t, o.Err, err, "the database fails all of them, and is not asked for each")
 		}
 		require.Len(t, wrote, 1)
 	}
-	require.NoError(t, batch.OfItem(nil))
-	require.ErrorIs(t, batch.OfItem(bad), bad)
+	require.NoError(t, pg.OfItem(nil))
+	require.ErrorIs(t, pg.OfItem(bad), bad)
 }
