@@ -13,6 +13,7 @@ import (
 	"github.com/certctl/certctl/deploy/bench/internal/gauge"
 	"github.com/certctl/certctl/deploy/bench/internal/report"
 	"github.com/certctl/certctl/deploy/bench/internal/site"
+	"github.com/certctl/certctl/deploy/bench/internal/web"
 	"github.com/certctl/certctl/pkg/load"
 	"github.com/certctl/certctl/pkg/tick"
 )
@@ -128,12 +129,12 @@ func (b *bench) returning(ctx context.Context, f *fleet.Fleet) error {
 	limit, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	go func() { all <- f.WaitConnected(limit, b.Agents) }()
-	c := b.client()
+	c := web.New(b.site.Address(), b.site.Key, b.site.TLS(), askers)
 	defer c.Close()
 	asking, enough := context.WithCancel(ctx)
 	results := make(chan load.Result, 1)
 	go func() {
-		results <- load.Run(asking, load.Plan{Rate: 20, Workers: 8, Duration: 5 * time.Minute}, func(_ context.Context, w, _ int) error {
+		results <- load.Run(asking, load.Plan{Rate: 20, Workers: askers, Duration: 5 * time.Minute}, func(_ context.Context, w, _ int) error {
 			_, err := c.Want(w, certificates+"?page_size=10", "", http.StatusOK)
 			return err
 		})

@@ -17,6 +17,7 @@ import (
 	"github.com/certctl/certctl/agent"
 	"github.com/certctl/certctl/deploy/bench/internal/report"
 	"github.com/certctl/certctl/deploy/bench/internal/site"
+	"github.com/certctl/certctl/deploy/bench/internal/web"
 	"github.com/certctl/certctl/pkg/load"
 	"github.com/certctl/certctl/pkg/secretbox"
 	"github.com/certctl/certctl/pkg/tick"
@@ -167,14 +168,17 @@ func (b *bench) age(ctx context.Context, prefix string) error {
 	return nil
 }
 
+// askers are the clients of a list while something else is done: so many that a slow answer keeps none of the next questions waiting.
+const askers = 128
+
 // listing asks for a list while something is done.
 func (b *bench) listing(ctx context.Context, work func(ctx context.Context) error) (load.Latency, error) {
-	c := b.client()
+	c := web.New(b.site.Address(), b.site.Key, b.site.TLS(), askers)
 	defer c.Close()
 	asking, enough := context.WithCancel(ctx)
 	results := make(chan load.Result, 1)
 	go func() {
-		results <- load.Run(asking, load.Plan{Rate: 20, Workers: 8, Duration: stormLimit}, func(_ context.Context, w, _ int) error {
+		results <- load.Run(asking, load.Plan{Rate: 20, Workers: askers, Duration: stormLimit}, func(_ context.Context, w, _ int) error {
 			_, err := c.Want(w, certificates, "", http.StatusOK)
 			return err
 		})
