@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/certctl/certctl/pkg/batch"
 	"github.com/certctl/certctl/pkg/outbox"
@@ -105,29 +104,15 @@ type entry[T any] struct {
 // first one.
 func written[T any](ctx context.Context, c *Core, list []T, e entry[T]) []batch.Outcome[bool] {
 	out := make([]batch.Outcome[bool], len(list))
+	write := func(list []T) ([]batch.Outcome[bool], error) { return together(ctx, c, list, e) }
 	first, again := firsts(list, e.id)
-	stored, err := together(ctx, c, pick(list, first), e)
-	if separable(err) && len(first) > 1 {
-		first, again = nil, append(first, again...)
-		slices.Sort(again)
-	}
-	for _, i := range first {
-		out[i] = batch.Outcome[bool]{Value: slices.Contains(stored, e.id(list[i])), Err: err}
+	for n, o := range pg.AllOrEach(pick(list, first), write) {
+		out[first[n]] = o
 	}
 	for _, i := range again {
-		stored, err := together(ctx, c, list[i:i+1], e)
-		out[i] = batch.Outcome[bool]{Value: len(stored) == 1, Err: err}
+		out[i] = pg.AllOrEach(list[i:i+1], write)[0]
 	}
 	return out
-}
-
-// separable tells whether an error may be that of one entry alone, and not one of the database's condition.
-func separable(err error) bool {
-	if errors.Is(err, store.ErrIssuerGone) || errors.Is(err, store.ErrExists) {
-		return true
-	}
-	e, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && !pg.Transient(e)
 }
 
 // firsts gives the places of the first entry of each order, and of the others.
@@ -155,24 +140,26 @@ func pick[T any](list []T, places []int) []T {
 	return out
 }
 
-// together writes entries in one transaction and answers the ids of those that it stored.
-func together[T any](ctx context.Context, c *Core, list []T, e entry[T]) (stored []string, err error) {
+// together writes entries in one transaction, and tells of each whether it was stored.
+func together[T any](ctx context.Context, c *Core, list []T, e entry[T]) ([]batch.Outcome[bool], error) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.CallTimeout)
 	defer cancel()
-	err = c.deps.DB.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		if stored, err = e.insert(ctx, tx, list); err != nil {
+	out := make([]batch.Outcome[bool], len(list))
+	err := c.deps.DB.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		stored, err := e.insert(ctx, tx, list)
+		if err != nil {
 			return err
 		}
 		var events []outbox.Event
-		for _, entry := range list {
-			if slices.Contains(stored, e.id(entry)) {
+		for i, entry := range list {
+			if out[i].Value = slices.Contains(stored, e.id(entry)); out[i].Value {
 				events = append(events, e.events(entry)...)
 			}
 		}
 		return emit(ctx, tx, events...)
 	})
-	if err != nil {
-		return nil, err
+	if errors.Is(err, store.ErrIssuerGone) || errors.Is(err, store.ErrExists) {
+		err = pg.OfItem(err)
 	}
-	return stored, nil
+	return out, err
 }
