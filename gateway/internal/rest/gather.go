@@ -9,7 +9,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/certctl/certctl/pkg/batch"
 	"github.com/certctl/certctl/pkg/errs"
@@ -102,13 +101,12 @@ func (g *gathered) fetch(ctx context.Context, all []wanted) (map[wanted]certific
 func (g *gathered) call(ctx context.Context, caller rpcctx.Caller, ids []string) (map[string][]byte, error) {
 	slices.Sort(ids)
 	ctx = metadata.NewOutgoingContext(rpcctx.WithCaller(ctx, caller), metadata.MD{})
-	var frame emptypb.Empty // one without fields keeps what it is given
-	err := g.ClientConnInterface.Invoke(ctx, inventoryv1.CertificateService_GetCertificates_FullMethodName, &inventoryv1.GetCertificatesRequest{Ids: ids}, &frame)
+	answer, err := invoke(ctx, g.ClientConnInterface, inventoryv1.CertificateService_GetCertificates_FullMethodName, &inventoryv1.GetCertificatesRequest{Ids: ids})
 	if err != nil {
-		return nil, err //nolint:wrapcheck // it is the answer to who has asked
+		return nil, err
 	}
 	certificates := make(map[string][]byte, len(ids))
-	eachBytes(frame.ProtoReflect().GetUnknown(), certificatesNumber, func(wire []byte) {
+	eachBytes(answer, certificatesNumber, func(wire []byte) {
 		eachBytes(wire, idNumber, func(id []byte) { certificates[string(id)] = wire })
 	})
 	return certificates, nil

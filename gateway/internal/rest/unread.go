@@ -19,12 +19,18 @@ func (u unread) Invoke(ctx context.Context, method string, args, reply any, opts
 	if !ok || !isList(method) {
 		return u.ClientConnInterface.Invoke(ctx, method, args, reply, opts...) //nolint:wrapcheck // as grpc.ClientConnInterface has it
 	}
-	var frame emptypb.Empty // one without fields keeps what it is given
-	err := u.ClientConnInterface.Invoke(ctx, method, args, &frame, opts...)
+	wire, err := invoke(ctx, u.ClientConnInterface, method, args, opts...)
 	if err == nil {
-		m.ProtoReflect().SetUnknown(frame.ProtoReflect().GetUnknown())
+		m.ProtoReflect().SetUnknown(wire)
 	}
-	return err //nolint:wrapcheck // likewise
+	return err
+}
+
+// invoke makes a call and gives the answer as it is on the wire.
+func invoke(ctx context.Context, conn grpc.ClientConnInterface, method string, args any, opts ...grpc.CallOption) ([]byte, error) {
+	var frame emptypb.Empty // one without fields keeps what it is given
+	err := conn.Invoke(ctx, method, args, &frame, opts...)
+	return frame.ProtoReflect().GetUnknown(), err //nolint:wrapcheck // as grpc.ClientConnInterface has it
 }
 
 // isList tells whether a method's answer is sent whole: of others a field is, or is looked at.
