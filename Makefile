@@ -49,9 +49,9 @@ torture: ## Play SEEDS random schedules of faults and crashes, from SEED on (one
 	SEED=$(or $(SEED),1) SEEDS=$(or $(SEEDS),20000) go test $(TEST_FLAGS) -count=1 -timeout 0 -v -run TestRandomSchedules ./services/torture
 
 .PHONY: chaos
-chaos: ## Play MINUTES of faults under load, from SEED; FAULTS: a pattern of kinds (docs/dev/testing.md)
+chaos: ## Play MINUTES of faults under load, from SEED; STORM: certificates due at once; FAULTS: a pattern of kinds (docs/dev/testing.md)
 	@.ci/prerequisites
-	SEED=$(or $(SEED),1) MINUTES=$(or $(MINUTES),10) FAULTS='$(FAULTS)' go test $(TEST_FLAGS) -count=1 -timeout 0 -v -run TestFaultsUnderLoad ./deploy/e2e
+	SEED=$(or $(SEED),1) MINUTES=$(or $(MINUTES),10) STORM=$(STORM) FAULTS='$(FAULTS)' go test $(TEST_FLAGS) -count=1 -timeout 0 -v -run TestFaultsUnderLoad ./deploy/e2e
 
 .PHONY: bench
 bench: build ## Measure certctl with SIZES certificates and write docs/bench (docs/dev/bench.md); ONLY: some of it

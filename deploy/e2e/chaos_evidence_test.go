@@ -19,6 +19,7 @@ import (
 func restQueries() map[string]string {
 	return map[string]string{
 		"open jobs":                          "SELECT count(*) FROM renewalscheduler.jobs WHERE end_time IS NULL",
+		"plans that are due":                 "SELECT count(*) FROM renewalscheduler.plans WHERE due_time <= now()",
 		"plans that wait for a job":          "SELECT count(*) FROM renewalscheduler.plans WHERE state IN ('WORKING', 'RETRYING')",
 		"tasks to be taken back":             "SELECT count(*) FROM renewalscheduler.task_cancellations",
 		"open orders":                        "SELECT count(*) FROM issuance.orders WHERE due_time IS NOT NULL",

@@ -31,6 +31,7 @@ const (
 type chaosLoad struct {
 	*fleet
 
+	seed   uint64
 	record chaosRecord
 	hosts  []string // agents, those that work the most several times
 	ending atomic.Bool
@@ -59,13 +60,11 @@ type client struct {
 }
 
 // start has the clients work until stop, which waits for what they have begun.
-func (c *chaosLoad) start(ctx context.Context, seed uint64) (stop func()) {
+func (c *chaosLoad) start(ctx context.Context) (stop func()) {
 	var running sync.WaitGroup
 	run := func(name, as string, n int, work func(context.Context, *client) error) {
 		for i := range n {
-			client := &client{chaosLoad: c, name: fmt.Sprintf("%s %d", name, i+1), as: as, http: c.newClient(i%2 == 1),
-				choices: rand.New(rand.NewPCG(seed, uint64(len(name)*100+i))), tags: map[string]string{}}
-			client.http.Timeout = chaosAnswer
+			client := c.client(name, as, i)
 			running.Go(func() {
 				for !c.ending.Load() && ctx.Err() == nil {
 					if err := work(ctx, client); err != nil {
@@ -83,6 +82,14 @@ func (c *chaosLoad) start(ctx context.Context, seed uint64) (stop func()) {
 		c.ending.Store(true)
 		running.Wait()
 	}
+}
+
+// client gives the n-th of a kind.
+func (c *chaosLoad) client(kind, as string, n int) *client {
+	one := &client{chaosLoad: c, name: fmt.Sprintf("%s %d", kind, n+1), as: as, http: c.newClient(n%2 == 1),
+		choices: rand.New(rand.NewPCG(c.seed, uint64(len(kind)*100+n))), tags: map[string]string{}}
+	one.http.Timeout = chaosAnswer
+	return one
 }
 
 func (c *chaosLoad) complain(err error) {
@@ -177,20 +184,26 @@ func (c *client) take() (id string, change int) {
 	return id, c.changes[id]
 }
 
-// createOne makes a certificate for the next agent, and waits until it is there.
-func createOne(ctx context.Context, c *client) error {
-	n := c.made.Add(1)
-	id := fmt.Sprintf("chaos-%05d", n)
+// want asks for a certificate for the n-th agent.
+func (c *client) want(ctx context.Context, id string, n int) error {
 	s, err := c.site(id)
 	if err != nil {
 		return err
 	}
-	target := targetFor(id, c.hosts[int(n)%len(c.hosts)], s)
-	if _, err := c.ask(ctx, request{method: http.MethodPost, path: "/api/v1/targets", id: "target " + id, body: target}); err != nil {
+	_, err = c.ask(ctx, request{method: http.MethodPost, path: "/api/v1/targets", id: "target " + id, body: targetFor(id, c.hosts[n%len(c.hosts)], s)})
+	if err != nil {
 		return err
 	}
+	_, err = c.ask(ctx, request{method: http.MethodPost, path: "/api/v1/certificates", id: "certificate " + id, body: certificateFor(id)})
+	return err
+}
+
+// createOne makes a certificate for the next agent, and waits until it is there.
+func createOne(ctx context.Context, c *client) error {
+	n := c.made.Add(1)
+	id := fmt.Sprintf("chaos-%05d", n)
 	began := time.Now()
-	if _, err := c.ask(ctx, request{method: http.MethodPost, path: "/api/v1/certificates", id: "certificate " + id, body: certificateFor(id)}); err != nil {
+	if err := c.want(ctx, id, int(n)); err != nil {
 		return err
 	}
 	for ctx.Err() == nil {

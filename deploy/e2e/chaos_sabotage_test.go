@@ -122,6 +122,7 @@ func sabotages() map[string]map[string]func(*evidence) {
 		},
 		"one certificate per intent": {
 			"two jobs for one renewal": func(e *evidence) { e.Jobs = append(e.Jobs, jobRow{"j4", "RENEW", "COMPLETED", "a"}) },
+			"due and not renewed":      func(e *evidence) { e.Due = map[string]int{"a": 1} },
 			"two first jobs":           func(e *evidence) { e.Jobs = append(e.Jobs, jobRow{"j4", "ISSUE", "COMPLETED", "b"}) },
 			"two orders for one job":   func(e *evidence) { e.Orders = append(e.Orders, orderRow{"o4", "j2", "a", "ISSUED", "s4"}) },
 			"an order without a job":   func(e *evidence) { e.Orders = append(e.Orders, orderRow{"o4", "", "a", "ISSUED", "s4"}) },

@@ -18,13 +18,15 @@ import (
 	"github.com/certctl/certctl/pkg/tick"
 )
 
-// What TestFaultsUnderLoadLoseNothing does in `make test`, and what SEED, MINUTES and FAULTS make of it (`make chaos`).
+// What TestFaultsUnderLoadLoseNothing does in `make test`, and what SEED, MINUTES, STORM and FAULTS make of it (`make chaos`).
 const (
 	chaosSeed   = 20261129
 	chaosLength = 90 * time.Second // of the faults; the start and the end take as long as they take
 	chaosAgents = 40               // in this process
 	chaosHosts  = 2                // agents that are processes, and so can be killed; they have half of the certificates
-	chaosSettle = 2 * time.Minute  // until everything is at rest, at the most
+	chaosSettle = 2 * time.Minute  // until everything is at rest, at the most, and for each certificate of the storm:
+
+	chaosRenewal = 50 * time.Millisecond
 )
 
 // TestFaultsUnderLoadLoseNothing has processes, Postgres, networks and clocks fail under those who create, renew, update, revoke and read
@@ -33,9 +35,10 @@ func TestFaultsUnderLoadLoseNothing(t *testing.T) {
 	t.Parallel()
 	seed := setting(t, "SEED", chaosSeed, func(s string) (uint64, error) { return strconv.ParseUint(s, 10, 64) })
 	length := setting(t, "MINUTES", chaosLength, func(s string) (time.Duration, error) { return time.ParseDuration(s + "m") })
-	t.Logf("SEED=%d MINUTES=%g", seed, length.Minutes())
+	size := setting(t, "STORM", chaosStormSize, strconv.Atoi)
+	t.Logf("SEED=%d MINUTES=%g STORM=%d", seed, length.Minutes(), size)
 	c := startChaos(t)
-	l := &chaosLoad{fleet: c.fleet, hosts: c.hosts(), changes: map[string]int{}, repeated: map[string]int{}}
+	l := &chaosLoad{fleet: c.fleet, seed: seed, hosts: c.hosts(), changes: map[string]int{}, repeated: map[string]int{}}
 	t.Cleanup(func() {
 		if t.Failed() {
 			path, err := l.record.dump(fmt.Sprintf("certctl-chaos-%d.jsonl", seed))
@@ -45,20 +48,23 @@ func TestFaultsUnderLoadLoseNothing(t *testing.T) {
 	script := newScript(seed, length, c.victims())
 	require.NotEmpty(t, script.kinds(), "no kind of fault matches FAULTS")
 	connections := c.watchConnections(t.Context())
+	storm := c.makeStorm(l, size)
 	ctx, giveUp := context.WithCancel(t.Context())
-	stop := l.start(ctx, seed)
+	stop := l.start(ctx)
 	defer func() {
 		giveUp()
 		stop()
 	}()
-	if !c.play(script, l, length) {
+	if !c.play(script, l, storm, length) {
 		giveUp()
 	}
 	stop()
-	c.rest(chaosSettle)
+	c.rest(chaosSettle + time.Duration(size)*chaosRenewal)
 
 	e := &evidence{Exchanges: l.record.all(), Agents: chaosAgents + chaosHosts, Quotas: fleetQuotas, Connections: connections()}
 	c.gather(e)
+	e.Due = storm.due(e)
+	t.Logf("%d certificates came due %d times at once", storm.size, storm.waves)
 	t.Logf("%d requests; %d certificates, %d versions, %d writes followed to their end, the slowest in %s; asked again because of %s, for %s at most; connections %v",
 		len(e.Exchanges), len(e.Certificates), len(e.Versions), l.done.Load(), l.slowest.Round(time.Millisecond), strings.Join(l.reasons(), ", "), l.waited.Round(time.Millisecond), e.Connections)
 	for _, err := range l.errs {
@@ -127,8 +133,9 @@ func (c *chaos) victims() victims {
 	return v
 }
 
-// play has the faults of a script happen for a while. After each, work that is begun then must come to its end: false if it does not.
-func (c *chaos) play(s *script, l *chaosLoad, length time.Duration) bool {
+// play has the faults of a script happen for a while, under a storm. After each, work that is begun then must come to its end: false if it does
+// not.
+func (c *chaos) play(s *script, l *chaosLoad, storm *chaosStorm, length time.Duration) bool {
 	c.t.Helper()
 	goesOn := c.goesOn(l, "before the first fault", time.Now())
 	end := time.Now().Add(length)
@@ -146,6 +153,7 @@ func (c *chaos) play(s *script, l *chaosLoad, length time.Duration) bool {
 		}
 		healed := time.Now()
 		goesOn = c.goesOn(l, fmt.Sprintf("after %v", faults), healed)
+		c.breakLoose(storm)
 		c.t.Logf("     goes on after %s", time.Since(healed).Round(10*time.Millisecond))
 	}
 	return goesOn
