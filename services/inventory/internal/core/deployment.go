@@ -170,9 +170,14 @@ func (c *Core) deploymentChanged(ctx context.Context, t *store.Tx, id string) er
 	return nil
 }
 
+// tellDeployment tells it where the scheduler does something about it: a job waits for a deployment that was requested, and what has drifted
+// is put right.
 func tellDeployment(t *store.Tx, d store.Deployment) {
-	tell(t, toScheduler, "deployment.changed", resourceDeployment, d.ID, &inventoryv1.DeploymentChanged{Deployment: view.Deployment(d), RequestKey: d.RequestKey})
 	t.Changed(store.Deployments)
+	if d.RequestKey == "" && d.Status != store.DeploymentDrifted {
+		return
+	}
+	tell(t, toScheduler, "deployment.changed", resourceDeployment, d.ID, &inventoryv1.DeploymentChanged{Deployment: view.Deployment(d), RequestKey: d.RequestKey})
 }
 
 // closeDeployments ends deployments that nobody wants any more: their rows go, the last word on them is an event.

@@ -282,9 +282,11 @@ type KeyHolder struct {
 
 // KeyHolders reads who holds keys for the certificates: agents of their targets; retired ones hold none.
 func (r Reads) KeyHolders(ctx context.Context, certificateIDs []string) ([]KeyHolder, error) {
+	// The ids are in a subquery so that Postgres plans the statement once: it would plan anew for an array whose length it can see.
 	return all[KeyHolder](ctx, r.q, "read key holders", `SELECT h.certificate_id, h.agent_id, a.name AS agent_name, a.status AS agent_status,
  COALESCE(v.version, 0) AS version, v.not_after
-FROM (SELECT DISTINCT b.certificate_id, t.agent_id FROM certificate_targets b JOIN targets t ON t.id = b.target_id WHERE b.certificate_id = ANY($1)) h
+FROM (SELECT DISTINCT b.certificate_id, t.agent_id FROM certificate_targets b JOIN targets t ON t.id = b.target_id
+ WHERE b.certificate_id = ANY((SELECT $1::text[])::text[])) h
 JOIN agents a ON a.id = h.agent_id AND a.status <> 'RETIRED'
 LEFT JOIN LATERAL (SELECT v.version, v.not_after FROM certificate_versions v WHERE v.certificate_id = h.certificate_id AND v.agent_id = h.agent_id
  AND v.revocation_time IS NULL ORDER BY v.version DESC LIMIT 1) v ON true

@@ -16,7 +16,7 @@ type hashedCredential struct {
 // GetCredentials reads credentials by the hashes of their secrets; those that are not there are left out.
 func (r Reads) GetCredentials(ctx context.Context, hashes [][]byte) (map[string]Credential, error) {
 	rows, err := all[hashedCredential](ctx, r.q, "read credentials", `SELECT k.hash, `+credentialColumns+`
- FROM agent_credentials k JOIN agents a ON a.id = k.agent_id WHERE k.hash = ANY($1)`, hashes)
+ FROM agent_credentials k JOIN agents a ON a.id = k.agent_id WHERE k.hash = ANY((SELECT $1::bytea[])::bytea[])`, hashes)
 	found := make(map[string]Credential, len(rows))
 	for _, k := range rows {
 		found[string(k.Hash)] = k.Credential

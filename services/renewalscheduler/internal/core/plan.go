@@ -137,7 +137,7 @@ func (c *Core) workPlan(ctx context.Context, l lease.Lease) error {
 	if err != nil {
 		return err
 	}
-	opened, err := c.together.starts.Do(ctx, start{lease: l, record: rec})
+	opened, err := c.together.starts.Do(ctx, start{lease: l, record: rec, free: c.free(ctx, rec)})
 	if err != nil {
 		return fmt.Errorf("open job for %s: %w", l.ID, err)
 	}
@@ -147,8 +147,18 @@ func (c *Core) workPlan(ctx context.Context, l lease.Lease) error {
 	return nil
 }
 
+// free tells whether a certificate's jobs need no approval. While that is not known the job finds out.
+func (c *Core) free(ctx context.Context, rec *inventoryv1.CertificateRecord) bool {
+	if rec == nil {
+		return false
+	}
+	profile, err := c.profile(ctx, rec.GetCertificate().GetProfileId())
+	return err == nil && !profile.GetRequiresApproval()
+}
+
 // startPlan opens the job of a due plan whose lease is held, unless the plan is of another mind when it is made anew.
-func (c *Core) startPlan(ctx context.Context, tx *store.Tx, certificateID string, rec *inventoryv1.CertificateRecord) (opened bool, err error) {
+func (c *Core) startPlan(ctx context.Context, tx *store.Tx, s start) (opened bool, err error) {
+	certificateID, rec := s.lease.ID, s.record
 	p, err := tx.LockPlan(ctx, certificateID)
 	if err != nil {
 		return false, err
@@ -179,13 +189,17 @@ func (c *Core) startPlan(ctx context.Context, tx *store.Tx, certificateID string
 		noteFreeze(p, r)
 		return false, tx.SavePlan(ctx, p)
 	}
-	_, err = c.openJob(ctx, tx, opening{
+	j, err := c.openJob(ctx, tx, opening{
 		kind: kindFor(p), certificateID: certificateID, requestedBy: c.askerOf(p), policy: policy, cause: p.Reissue,
 	})
 	if errors.Is(err, store.ErrOpen) {
 		return false, c.refreshPlan(ctx, tx, p)
 	}
-	return err == nil, err
+	if err != nil || !s.free {
+		return err == nil, err
+	}
+	w := &work{Core: c, job: j, rec: rec}
+	return true, w.begin(ctx, tx, j)
 }
 
 // takeOver brings a plan to what inventory says now, and computes it.

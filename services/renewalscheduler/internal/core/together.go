@@ -32,6 +32,8 @@ type together struct {
 type seenJob struct {
 	job  *store.Job
 	keys []*store.Key
+	// givenBack: the change that made it so has given it back.
+	givenBack bool
 }
 
 // edit is a change of one job that is as its worker last saw it. It may be made more than once until it is stored, and so begins with
@@ -46,6 +48,8 @@ type edit struct {
 type start struct {
 	lease  lease.Lease
 	record *inventoryv1.CertificateRecord
+	// free: the profile asks for no approval, so that the job begins as it is opened.
+	free bool
 }
 
 func newTogether(c *Core) *together {
@@ -73,7 +77,7 @@ func (c *Core) readJobs(ctx context.Context, ids []string) (map[string]seenJob, 
 	}
 	out := make(map[string]seenJob, len(jobs))
 	for _, j := range jobs {
-		out[j.ID] = seenJob{j, keys[j.ID]}
+		out[j.ID] = seenJob{job: j, keys: keys[j.ID]}
 	}
 	return out, nil
 }
@@ -128,7 +132,7 @@ func (c *Core) writeEdits(ctx context.Context, list []edit) (out []batch.Outcome
 			if j.Revision != e.seen.Revision {
 				tx.Changed(store.Jobs)
 			}
-			out[i].Value.job = j
+			out[i].Value.job, out[i].Value.givenBack = j, tx.GivenBack(j.ID)
 			if out[i].Value.keys, err = tx.Keys(ctx, j.ID); err != nil {
 				return err
 			}
@@ -162,7 +166,7 @@ func (c *Core) writeStarts(ctx context.Context, list []start) (out []batch.Outco
 				out[i].Err = fmt.Errorf("hold plan %s: %w", s.lease.ID, lease.ErrLost)
 				continue
 			}
-			if out[i].Value, err = c.startPlan(ctx, tx, s.lease.ID, s.record); err != nil {
+			if out[i].Value, err = c.startPlan(ctx, tx, s); err != nil {
 				return pg.OfItem(err)
 			}
 		}

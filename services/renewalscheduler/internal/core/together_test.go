@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -151,7 +152,7 @@ func TestFiftyDuePlansCostTheStatementsOfOne(t *testing.T) {
 		require.Len(t, leases, n)
 		var list []start
 		for _, l := range leases {
-			list = append(list, start{lease: l, record: records[l.ID]})
+			list = append(list, start{lease: l, record: records[l.ID], free: len(list)%2 == 0})
 		}
 		lost := start{lease: lease.Lease{ID: ids[0], LeaseID: uuid.New()}, record: records[ids[0]]}
 
@@ -165,14 +166,65 @@ func TestFiftyDuePlansCostTheStatementsOfOne(t *testing.T) {
 			j, err := c.store.OpenJob(t.Context(), list[i].lease.ID)
 			require.NoError(t, err)
 			require.Equal(t, store.Renew, j.Type)
+			seen, err := c.readJobs(t.Context(), []string{j.ID})
+			require.NoError(t, err)
+			if list[i].free {
+				require.Equal(t, store.AwaitingCSR, j.State, "it needs no approval")
+				require.Equal(t, 1, j.Attempt)
+				require.Len(t, seen[j.ID].keys, 1)
+				require.NotEmpty(t, seen[j.ID].keys[0].TaskID)
+			} else {
+				require.Equal(t, store.Pending, j.State)
+				require.Empty(t, seen[j.ID].keys)
+			}
+			require.False(t, j.DueTime.After(time.Now()))
 			p, err := c.store.Plan(t.Context(), list[i].lease.ID)
 			require.NoError(t, err)
 			require.Equal(t, store.PlanWorking, p.State)
 		}
 	}
 	require.Equal(t, cost[1], cost[50])
-	// The leases; plans, jobs, keys of plans, policies; then jobs, plans, events and the revision.
-	require.LessOrEqual(t, cost[50], int64(10))
+	// The leases; plans, jobs, keys of plans, policies; then jobs, their keys, plans, events and the revision.
+	require.LessOrEqual(t, cost[50], int64(11))
+}
+
+func TestAJobIsGivenBackWithTheChangeThatEndsTheLook(t *testing.T) {
+	t.Parallel()
+	c := newTestCore(t)
+	jobs := c.jobsFor(t, 2)
+	leases, err := c.store.JobQueue().Claim(t.Context(), c.store.Pool(), 2, time.Minute)
+	require.NoError(t, err)
+	list, _ := c.edits(t, jobs)
+	next := c.now().Add(time.Hour)
+	for i, l := range map[int]lease.Lease{0: leaseOf(leases, jobs[0]), 1: {ID: jobs[1].ID, LeaseID: uuid.New()}} {
+		change := list[i].make
+		list[i].make = func(ctx context.Context, tx *store.Tx, j *store.Job) error {
+			if err := change(ctx, tx, j); err != nil {
+				return err
+			}
+			j.DueTime = next
+			tx.GiveBack(j, l)
+			return nil
+		}
+	}
+
+	outcomes, err := c.writeEdits(t.Context(), list)
+
+	require.NoError(t, err)
+	for i, o := range outcomes {
+		require.NoError(t, o.Err)
+		require.True(t, o.Value.givenBack)
+		seen, err := c.readJobs(t.Context(), []string{jobs[i].ID})
+		require.NoError(t, err)
+		require.Equal(t, store.AwaitingCSR, seen[jobs[i].ID].job.State)
+		require.Equal(t, next, seen[jobs[i].ID].job.DueTime)
+	}
+	require.ErrorIs(t, c.store.JobQueue().Extend(t.Context(), c.store.Pool(), leaseOf(leases, jobs[0]), time.Minute), lease.ErrLost)
+	require.NoError(t, c.store.JobQueue().Extend(t.Context(), c.store.Pool(), leaseOf(leases, jobs[1]), time.Minute), "the lease of another stays")
+}
+
+func leaseOf(leases []lease.Lease, j *store.Job) lease.Lease {
+	return leases[slices.IndexFunc(leases, func(l lease.Lease) bool { return l.ID == j.ID })]
 }
 
 func TestAJobThatCannotGoOnHoldsUpNoOther(t *testing.T) {

@@ -55,6 +55,9 @@ type work struct {
 	rec   *inventoryv1.CertificateRecord
 	// troubled: an order says in this look why it is still open.
 	troubled bool
+	// backAt is when the job is due again after the change that ends this look, which gives it back; zero: it is given back by itself.
+	backAt    time.Time
+	givenBack bool
 }
 
 // WorkJobs is the job processor: it works on what is due.
@@ -108,7 +111,7 @@ func (c *Core) workJob(ctx context.Context, l lease.Lease) error {
 	case err != nil:
 		return err
 	}
-	if w.job.State.Final() {
+	if w.job.State.Final() || w.givenBack {
 		return nil
 	}
 	if _, err := c.together.releases.Do(ctx, release); err != nil {
@@ -175,7 +178,7 @@ func (w *work) step(ctx context.Context) (next time.Time, err error) {
 func (w *work) change(ctx context.Context, fn func(ctx context.Context, tx *store.Tx, j *store.Job) error) error {
 	after, err := w.together.changes.Do(ctx, edit{ctx: ctx, seen: w.job, make: fn})
 	if err == nil {
-		w.job, w.keys = after.job, after.keys
+		w.job, w.keys, w.givenBack = after.job, after.keys, after.givenBack
 	}
 	return err
 }
@@ -240,18 +243,20 @@ func (w *work) stepStart(ctx context.Context) (next time.Time, err error) {
 	if err != nil || !passed {
 		return next, err
 	}
-	return next, w.change(ctx, func(ctx context.Context, tx *store.Tx, j *store.Job) error {
-		keys, err := w.prepareKeys(ctx, tx, j)
-		if err != nil {
-			return err
-		}
-		now := w.now()
-		j.Attempt++
-		if j.StartTime.IsZero() {
-			j.StartTime = now
-		}
-		return w.arrange(ctx, tx, j, keys)
-	})
+	return next, w.change(ctx, w.begin)
+}
+
+// begin makes the keys of a locked job that may run, and has it wait for their CSRs.
+func (w *work) begin(ctx context.Context, tx *store.Tx, j *store.Job) error {
+	keys, err := w.prepareKeys(ctx, tx, j)
+	if err != nil {
+		return err
+	}
+	j.Attempt++
+	if j.StartTime.IsZero() {
+		j.StartTime = w.now()
+	}
+	return w.arrange(ctx, tx, j, keys)
 }
 
 // prepareKeys makes the job's keys at its first try, and begins those anew that failed.
@@ -363,13 +368,16 @@ func (w *work) stepKeys(ctx context.Context) (next time.Time, err error) {
 func (w *work) callPeers(ctx context.Context, keys []*store.Key) (next time.Time, err error) {
 	var late *postponed
 	next = w.now().Add(lookAgainCSR)
-	for _, k := range keys {
+	for i, k := range keys {
 		var err error
 		switch {
 		case k.State == store.KeyAwaitingCSR && k.AgentID != "":
 			err = w.createTask(ctx, k)
 		case k.State == store.KeyAwaitingCA:
 			next = w.now().Add(lookAgainAtCA(w.now().Sub(w.job.StartTime)))
+			if i == len(keys)-1 && late == nil && w.job.Error.Reason == "" {
+				w.backAt = next
+			}
 			err = w.submit(ctx, k)
 		}
 		if err != nil && !errors.As(err, &late) {
@@ -446,7 +454,16 @@ func (w *work) orderIs(ctx context.Context, k *store.Key, o *issuancev1.Order) e
 	}
 	w.troubled = w.troubled || o.GetLastError().GetReason() != ""
 	return w.changeKey(ctx, k, func(ctx context.Context, tx *store.Tx, j *store.Job, k *store.Key) error {
-		return w.applyOrder(ctx, tx, j, k, o)
+		was := j.Revision
+		if err := w.applyOrder(ctx, tx, j, k, o); err != nil || w.backAt.IsZero() {
+			return err
+		}
+		if k.State == store.KeyIssued && j.State == store.AwaitingCA && j.Revision > was {
+			// There is nothing to do until the version is stored, which is told.
+			j.DueTime = w.backAt
+			tx.GiveBack(j, w.lease)
+		}
+		return nil
 	})
 }
 

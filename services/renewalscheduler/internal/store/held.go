@@ -6,6 +6,10 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+
+	"github.com/google/uuid"
+
+	"github.com/certctl/certctl/pkg/lease"
 )
 
 // held is what a transaction has locked with Hold: the rows as they will be stored, and which of them have changed.
@@ -35,6 +39,7 @@ type heldJob struct {
 	from     []JobState
 	revision int32
 	changed  bool
+	back     *uuid.UUID          // the lease that is given back with the change
 	keys     map[string]*heldKey // by agent
 	dropped  []string            // agents whose stored keys are taken off
 }
@@ -197,6 +202,22 @@ func (h *held) move(row *heldJob, m Move) error {
 		h.movedJobs = append(h.movedJobs, row)
 	}
 	return nil
+}
+
+// GiveBack gives the lease of a held job back with the change that was made of it: it is due at its DueTime. A lease that is another's
+// by then stays as it is. A job that ends is given back anyway.
+func (t *Tx) GiveBack(j *Job, l lease.Lease) {
+	row := t.heldJob(j.ID)
+	if row == nil || !row.changed || j.State.Final() {
+		return
+	}
+	row.DueTime, row.back = j.DueTime, &l.LeaseID
+}
+
+// GivenBack tells whether GiveBack has done so.
+func (t *Tx) GivenBack(jobID string) bool {
+	row := t.heldJob(jobID)
+	return row != nil && row.back != nil
 }
 
 func (j *heldJob) sortedKeys() []*Key {

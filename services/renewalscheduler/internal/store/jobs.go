@@ -246,19 +246,22 @@ func (t *Tx) moveJobs(ctx context.Context, jobs []*heldJob) error {
 	}
 	var from []string
 	var were []int32
+	var back []*uuid.UUID
 	for _, j := range jobs {
 		states := make([]string, 0, len(j.from))
 		for _, s := range j.from {
 			states = append(states, string(s))
 		}
-		from, were = append(from, strings.Join(states, " ")), append(were, j.revision)
+		from, were, back = append(from, strings.Join(states, " ")), append(were, j.revision), append(back, j.back)
 	}
 	tag, err := t.db.Exec(ctx, `UPDATE jobs j SET state = e.state, attempt = e.attempt, error_reason = e.error_reason, error_message = e.error_message,
  askers = `+askersOf+`, approved_by = e.approved_by, approval_subject = e.approval_subject, approval_comment = e.approval_comment,
  start_time = e.start_time, end_time = e.end_time, deadline_time = e.deadline_time, due_time = e.due_time, revision = e.revision,
- lease_id = CASE WHEN e.end_time IS NULL THEN j.lease_id END, lease_until = CASE WHEN e.end_time IS NULL THEN j.lease_until END
- FROM unnest(`+jobArrayTypes+`, $15::text[], $16::integer[]) AS e (`+jobArrayNames+`, states, was)
- WHERE j.id = e.id AND j.state = ANY(string_to_array(e.states, ' ')) AND j.revision = e.was`, append(c.args(), from, were)...)
+ attempts = CASE WHEN j.lease_id = e.back THEN 0 ELSE j.attempts END,
+ lease_id = CASE WHEN e.end_time IS NULL AND j.lease_id IS DISTINCT FROM e.back THEN j.lease_id END,
+ lease_until = CASE WHEN e.end_time IS NULL AND j.lease_id IS DISTINCT FROM e.back THEN j.lease_until END
+ FROM unnest(`+jobArrayTypes+`, $15::text[], $16::integer[], $17::uuid[]) AS e (`+jobArrayNames+`, states, was, back)
+ WHERE j.id = e.id AND j.state = ANY(string_to_array(e.states, ' ')) AND j.revision = e.was`, append(c.args(), from, were, back)...)
 	if err != nil {
 		return fmt.Errorf("move jobs: %w", err)
 	}
