@@ -129,14 +129,17 @@ func (r *Runner) work(ctx context.Context, untilIdle bool) (tick.Result, error) 
 		return tick.Result{}, fmt.Errorf("runner %s: %w", r.cfg.Name, err)
 	}
 	defer ticker.Stop()
-	s := &shift{Runner: r, done: make(chan struct{}, r.cfg.Slots), more: true}
+	s := &shift{Runner: r, done: make(chan struct{}, r.cfg.Slots)}
 	failed := s.loop(ctx, ticker.C, untilIdle)
 	_ = s.group.Wait() // the rows' errors are handled per row
 	return tick.Result{Rows: s.rows}, failed
 }
 
 func (s *shift) loop(ctx context.Context, ticks <-chan time.Time, untilIdle bool) error {
-	s.observeBacklog(ctx)
+	s.look(ctx)
+	if untilIdle && !s.more {
+		return nil
+	}
 	for ctx.Err() == nil {
 		if err := s.fill(ctx); err != nil && ctx.Err() == nil {
 			if untilIdle {
@@ -145,7 +148,7 @@ func (s *shift) loop(ctx context.Context, ticks <-chan time.Time, untilIdle bool
 			s.log.Warn("claiming rows failed", zap.Error(err))
 		}
 		if untilIdle && s.active == 0 && !s.more {
-			s.observeBacklog(ctx)
+			s.look(ctx)
 			return nil
 		}
 		s.wait(ctx, ticks)
@@ -198,8 +201,7 @@ func (s *shift) wait(ctx context.Context, ticks <-chan time.Time) {
 	case <-s.kicker.C():
 		s.more = true
 	case <-ticks:
-		s.more = true
-		s.observeBacklog(ctx)
+		s.look(ctx)
 	}
 }
 
@@ -322,14 +324,17 @@ func (s *shift) giveBack(l Lease, err error) {
 	}
 }
 
-func (s *shift) observeBacklog(ctx context.Context) {
+// look counts what waits. A rest costs this one read for each look; when it fails, the claim tells what there is.
+func (s *shift) look(ctx context.Context) {
 	stats, err := s.deps.Table.Stats(ctx, s.deps.DB)
 	if err != nil {
 		if ctx.Err() == nil {
 			s.log.Warn("counting due rows failed", zap.Error(err))
 		}
+		s.more = true
 		return
 	}
+	s.more = s.more || stats.Due > 0
 	s.metrics.due.Set(float64(stats.Due))
 	s.metrics.oldest.Set(stats.Oldest.Seconds())
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"
@@ -101,6 +102,35 @@ func TestThreeRunnersWorkEachRowExactlyOnce(t *testing.T) {
 	require.Zero(t, twice.Load())
 	require.EqualValues(t, n, total.Load())
 	require.Zero(t, count(t, db, "attempts <> 1"))
+}
+
+// counting is a database that counts statements.
+type counting struct {
+	lease.DB
+	n atomic.Int64
+}
+
+func (c *counting) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	c.n.Add(1)
+	return c.DB.Query(ctx, sql, args...)
+}
+
+func (c *counting) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	c.n.Add(1)
+	return c.DB.QueryRow(ctx, sql, args...)
+}
+
+func TestASweepThatFindsNothingCostsOneStatement(t *testing.T) {
+	t.Parallel()
+	db := database(t)
+	addJobs(t, db, 1, time.Now().Add(time.Hour))
+	sent := &counting{DB: db.Pool}
+	r, err := lease.NewRunner(lease.RunnerConfig{Name: "jobs"}, lease.RunnerDeps{Table: table(t, nil), DB: sent, Handle: finish(t, db)})
+	require.NoError(t, err)
+	result, err := r.Sweep(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, result.Rows)
+	require.EqualValues(t, 1, sent.n.Load())
 }
 
 func TestTheSlotsBoundTheWorkAndASlowRowHoldsUpNoOther(t *testing.T) {

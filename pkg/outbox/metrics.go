@@ -64,11 +64,12 @@ const countEvents = `SELECT
 	(SELECT create_time FROM outbox WHERE destination = $1 AND NOT dead ORDER BY id LIMIT 1),
 	(SELECT count(*) FROM outbox WHERE destination = $1 AND dead)`
 
-func (m *metrics) count(ctx context.Context, db *pg.DB, destination string) error {
-	var backlog, dead int
+// count measures the events to a destination and answers how many are to be delivered, up to 10,000.
+func (m *metrics) count(ctx context.Context, db *pg.DB, destination string) (backlog int, err error) {
+	var dead int
 	var oldest *time.Time
 	if err := db.Pool.QueryRow(ctx, countEvents, planned, destination).Scan(&backlog, &oldest, &dead); err != nil {
-		return fmt.Errorf("count events: %w", err)
+		return 0, fmt.Errorf("count events: %w", err)
 	}
 	age := 0.0
 	if oldest != nil {
@@ -77,5 +78,5 @@ func (m *metrics) count(ctx context.Context, db *pg.DB, destination string) erro
 	m.backlog.WithLabelValues(destination).Set(float64(backlog))
 	m.oldest.WithLabelValues(destination).Set(age)
 	m.dead.WithLabelValues(destination).Set(float64(dead))
-	return nil
+	return backlog, nil
 }

@@ -507,6 +507,19 @@ func TestACommitWakesTheRelayThroughTheDatabase(t *testing.T) {
 	require.NoError(t, <-ended)
 }
 
+// TestWhatADeadReplicaHasLeftIsTakenUpThoughNothingElseHappens: who was told of an event that another replica has under way looks again after
+// a lease, however seldom it looks when there is nothing.
+func TestWhatADeadReplicaHasLeftIsTakenUpThoughNothingElseHappens(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.relay(t, outbox.RelayConfig{Interval: time.Hour, LeaseFor: 300 * time.Millisecond}, w.client(t, record))
+	_, err := w.sender.Pool.Exec(t.Context(), `INSERT INTO outbox_leases VALUES ($1, gen_random_uuid(), now() + interval '400 milliseconds')`, destination)
+	require.NoError(t, err)
+	w.add(t, event("a", 1))
+	r.start(t)
+	require.Eventually(t, func() bool { return len(w.values(t, "a")) == 1 }, eventually, often)
+}
+
 func TestADeliveryWithTheSameEventTwiceAppliesItOnce(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -28,7 +28,9 @@ const maxBatchBytes = 2 << 20
 type RelayConfig struct {
 	// Source is the name of the service whose outbox it is.
 	Source string
-	// Interval is how often the relay looks when nobody kicks it. Zero means LeaseFor: what a dead replica has left is taken up by then.
+	// Interval is how often the relay looks while there was nothing to deliver and nobody kicks it: it kicks itself after commits, and a
+	// notification can be lost only together with the connection that listens, after which all look. Zero means 1 min. While something
+	// is left, such as what another replica has under way, it looks after LeaseFor: what a dead replica has left is taken up by then.
 	Interval time.Duration
 	// Batch is how many events one delivery has at most. Zero means 500.
 	Batch int
@@ -57,7 +59,7 @@ func (c *RelayConfig) setDefaults() {
 		c.LeaseFor = 6 * time.Second
 	}
 	if c.Interval <= 0 {
-		c.Interval = c.LeaseFor
+		c.Interval = time.Minute
 	}
 	if c.Timeout <= 0 || c.Timeout >= c.LeaseFor {
 		c.Timeout = c.LeaseFor * 2 / 3
@@ -102,6 +104,7 @@ type route struct {
 
 	leaseID    uuid.UUID
 	leaseUntil time.Time // by this process's clock; zero when not held
+	left       bool      // there may be events: those of the last look were not all, or not for long
 	batch      int       // how many events are sent at a time
 	looked     time.Time // when it was last looked
 	observed   time.Time // when the events were last counted
@@ -164,14 +167,9 @@ func (r *Relay) Run(ctx context.Context) error {
 }
 
 func (r *route) run(ctx context.Context) error {
-	ticker, err := tick.New(r.cfg.Interval, tick.DefaultJitter)
-	if err != nil {
-		return fmt.Errorf("outbox relay: %w", err)
-	}
-	defer ticker.Stop()
 	defer r.release(ctx)
 	failures := 0
-	r.observe(ctx, 0)
+	r.observe(ctx)
 	for ctx.Err() == nil {
 		more, err := r.protected(ctx)
 		if err != nil && ctx.Err() == nil {
@@ -185,20 +183,35 @@ func (r *route) run(ctx context.Context) error {
 		failures = 0
 		r.batch = min(r.batch*2, r.cfg.Batch)
 		if !more {
-			r.wait(ctx, ticker.C)
+			r.wait(ctx)
 			r.gather(ctx)
 		}
 	}
 	return nil
 }
 
-// wait blocks until there may be something to deliver.
-func (r *route) wait(ctx context.Context, ticks <-chan time.Time) {
-	select {
-	case <-ctx.Done():
-	case <-r.kicker.C():
-	case <-ticks:
-		r.observe(ctx, observeEvery*r.cfg.Interval)
+// wait blocks until there may be something to deliver. A rest costs one statement for each Interval, the one that counts; a
+// count reads much when much is left, so that looks make one in half an Interval at the most.
+func (r *route) wait(ctx context.Context) {
+	for {
+		rest := r.cfg.Interval
+		if r.left {
+			rest = min(rest, r.cfg.LeaseFor)
+		}
+		timer := time.NewTimer(tick.Jittered(rest, tick.DefaultJitter))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-r.kicker.C():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+		if time.Since(r.observed) < r.cfg.Interval/2 || r.observe(ctx) {
+			return
+		}
+		r.left = false
 	}
 }
 
@@ -214,7 +227,7 @@ func (r *route) pause(ctx context.Context, failures int) {
 	wait, _ := r.cfg.Backoff.Next(failures)
 	_ = tick.Wait(ctx, wait)
 	if ctx.Err() == nil {
-		r.observe(ctx, 0)
+		r.observe(ctx)
 	}
 }
 
@@ -229,7 +242,7 @@ func (r *route) protected(ctx context.Context) (more bool, err error) {
 
 // step delivers one batch and tells whether there may be more.
 func (r *route) step(ctx context.Context) (more bool, err error) {
-	r.looked = time.Now()
+	r.looked, r.left = time.Now(), true
 	held, err := r.hold(ctx)
 	if err != nil || !held {
 		return false, err
@@ -252,7 +265,7 @@ func (r *route) hold(ctx context.Context) (bool, error) {
 	if now.Add(r.cfg.Timeout).Before(r.leaseUntil) {
 		return true, nil
 	}
-	if waiting, err := r.waiting(ctx); err != nil || !waiting {
+	if due, err := r.look(ctx); err != nil || !due {
 		return false, err
 	}
 	tag, err := r.db.Pool.Exec(ctx, holdLease, r.destination, r.leaseID, r.cfg.LeaseFor)
@@ -268,10 +281,10 @@ func (r *route) hold(ctx context.Context) (bool, error) {
 	return true, nil
 }
 
-// waiting tells whether an event is due: a rest costs this one read for each look.
-func (r *route) waiting(ctx context.Context) (due bool, err error) {
-	err = r.db.Pool.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM outbox WHERE destination = $1 AND NOT dead AND due_time <= statement_timestamp())`,
-		planned, r.destination).Scan(&due)
+// look tells whether an event is due, and notes whether there is one at all.
+func (r *route) look(ctx context.Context) (due bool, err error) {
+	err = r.db.Pool.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM outbox WHERE destination = $1 AND NOT dead AND due_time <= statement_timestamp()),
+ EXISTS (SELECT 1 FROM outbox WHERE destination = $1 AND NOT dead)`, planned, r.destination).Scan(&due, &r.left)
 	if err != nil {
 		return false, fmt.Errorf("look into the outbox: %w", err)
 	}
@@ -288,16 +301,12 @@ func (r *route) release(ctx context.Context) {
 	r.leaseUntil = time.Time{}
 }
 
-// observeEvery is after how many intervals the events are counted again.
-const observeEvery = 5
-
-// observe counts the events, unless they were counted less than a time ago.
-func (r *route) observe(ctx context.Context, every time.Duration) {
-	if time.Since(r.observed) < every {
-		return
-	}
+// observe counts the events, and tells whether there may be any that are to be delivered.
+func (r *route) observe(ctx context.Context) bool {
 	r.observed = time.Now()
-	if err := r.metrics.count(ctx, r.db, r.destination); err != nil && ctx.Err() == nil {
+	backlog, err := r.metrics.count(ctx, r.db, r.destination)
+	if err != nil && ctx.Err() == nil {
 		r.log.Warn("counting events failed", zap.Error(err))
 	}
+	return err != nil || backlog > 0
 }

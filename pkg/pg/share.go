@@ -14,8 +14,12 @@ import (
 	"github.com/certctl/certctl/pkg/tick"
 )
 
-// shareEvery is how often a process looks how many there are of its service.
-const shareEvery = 5 * time.Second
+// shareEvery is how often a process looks how many there are of its service. A share leaves room for processes that have just started (Share),
+// so that nobody is refused meanwhile.
+const shareEvery = 15 * time.Second
+
+// shareTimeout bounds a look.
+const shareTimeout = 5 * time.Second
 
 // named gives the connections of this process a name of their own, by which the others count it.
 func named(cc *pgx.ConnConfig, service string) (instance string) {
@@ -30,7 +34,7 @@ func (db *DB) followShare(ctx context.Context, cfg Config, instance string) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	size := db.shareOnce(ctx, cfg, instance, Share(cfg.Quota, 1))
 	done := run.Go(func() error {
-		for tick.Wait(ctx, shareEvery) == nil {
+		for tick.Wait(ctx, tick.Jittered(shareEvery, tick.DefaultJitter)) == nil {
 			size = db.shareOnce(ctx, cfg, instance, size)
 		}
 		return nil
@@ -45,7 +49,7 @@ func (db *DB) followShare(ctx context.Context, cfg Config, instance string) {
 
 // shareOnce looks once, and answers the share that is in force.
 func (db *DB) shareOnce(ctx context.Context, cfg Config, instance string, size int) int {
-	ctx, cancel := context.WithTimeout(ctx, shareEvery)
+	ctx, cancel := context.WithTimeout(ctx, shareTimeout)
 	defer cancel()
 	processes, quota, err := db.countProcesses(ctx, cfg, instance)
 	if err != nil {

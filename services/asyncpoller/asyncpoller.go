@@ -130,14 +130,14 @@ func New(cfg Config, deps Deps) (*Service, error) {
 		return nil, fmt.Errorf("asyncpoller: %w", err)
 	}
 	sink, err := outbox.NewSink(outbox.SinkDeps{
-		DB: deps.DB, Logger: deps.Log, After: d.kicker.Kick,
+		DB: deps.DB, Logger: deps.Log, After: d.kick,
 		Apply: api.Apply(func(tx pgx.Tx) core.Book { return st.In(tx) }, deps.Now),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("asyncpoller: %w", err)
 	}
 	return &Service{
-		api: api.New(api.Deps{Book: st, Sink: sink, Now: deps.Now, Kick: d.kicker.Kick}), dispatch: d, loops: loops,
+		api: api.New(api.Deps{Book: st, Sink: sink, Now: deps.Now, Kick: d.kick}), dispatch: d, loops: loops,
 	}, nil
 }
 

@@ -22,8 +22,7 @@ const lookBudget = 10 * time.Second
 // rowSlack is what the work on a row may take beside the call to the CA: the result handed over and written.
 const rowSlack = recordTimeout + 5*time.Second
 
-// dispatch is what asks the CAs: the runner claims through the dispatcher and works all the time; the loop is what makes it
-// look.
+// dispatch is what asks the CAs: the runner claims through the dispatcher and works all the time; the loop tells how it does.
 type dispatch struct {
 	cfg        Config
 	store      *store.Store
@@ -33,7 +32,7 @@ type dispatch struct {
 	kicker     *tick.Kicker // of the loop
 	metrics    *core.Metrics
 	stuck      prometheus.Gauge
-	counted    time.Time // when the last census was taken
+	counted    time.Time // when pending and stuck polls were last counted
 	polled     int64     // up to the last look
 }
 
@@ -99,32 +98,33 @@ func (d *dispatch) loops(deps Deps) (*tick.Group, error) {
 	)
 }
 
-// look wakes the runner, tells how many polls there were since the last look, and brings the metrics up to date.
-func (d *dispatch) look(ctx context.Context) (tick.Result, error) {
+// kick says that there is a new poll, or one that is due sooner.
+func (d *dispatch) kick() {
 	d.runner.Kick()
+	d.kicker.Kick()
+}
+
+// look tells how many polls there were since the last look, and brings the metrics up to date.
+func (d *dispatch) look(ctx context.Context) (tick.Result, error) {
 	polled := d.dispatcher.Polled()
 	result := tick.Result{Rows: int(polled - d.polled)}
 	d.polled = polled
-	return result, errors.Join(d.countStuck(ctx), d.census(ctx))
+	return result, d.census(ctx)
 }
 
-func (d *dispatch) countStuck(ctx context.Context) error {
-	n, err := d.store.Stuck(ctx, d.dispatcher.Held()...)
-	if err == nil {
-		d.stuck.Set(float64(n))
-	}
-	return err
-}
-
-// census counts what is pending. It reads all of it, so it is not done with every look.
+// census counts what is pending, and what is stuck. It reads all of it, so it is not done with every look.
 func (d *dispatch) census(ctx context.Context) error {
 	if time.Since(d.counted) < d.cfg.CensusInterval {
 		return nil
+	}
+	n, stuckErr := d.store.Stuck(ctx, d.dispatcher.Held()...)
+	if stuckErr == nil {
+		d.stuck.Set(float64(n))
 	}
 	pending, err := d.store.Census(ctx)
 	if err == nil {
 		d.metrics.Count(pending)
 		d.counted = time.Now()
 	}
-	return err
+	return errors.Join(stuckErr, err)
 }

@@ -172,13 +172,21 @@ func newRunner(queue string, table func() (*lease.Table, error), handle lease.Ha
 	return runner, nil
 }
 
+// stuckInterval is how often stuck orders are counted: what is stuck is so for long.
+const stuckInterval = time.Minute
+
 // watched is the sweep of the journal with the measure of what it should have found long ago.
 func watched(r *lease.Runner, c *core.Core, stuck prometheus.Gauge) func(context.Context) (tick.Result, error) {
+	var counted time.Time
 	return func(ctx context.Context) (tick.Result, error) {
 		result, err := r.Sweep(ctx)
+		if time.Since(counted) < stuckInterval {
+			return result, err
+		}
 		n, countErr := c.Stuck(ctx)
 		if countErr == nil {
 			stuck.Set(float64(n))
+			counted = time.Now()
 		}
 		return result, errors.Join(err, countErr)
 	}

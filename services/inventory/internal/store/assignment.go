@@ -227,6 +227,19 @@ func (r Reads) OpenFor(ctx context.Context, deploymentID string) (Assignment, er
 	return one[Assignment](ctx, r.q, "read open work", `SELECT `+assignmentColumns+` FROM assignments s WHERE s.deployment_id = $1 AND s.status IN ('OPEN', 'LEASED')`, deploymentID)
 }
 
+// Late says what there is to do for the rescuer of the mailboxes.
+type Late struct {
+	// Lapsed: LapsedLeases has some; Overdue: Overdue has; Due: ClaimDue has deployments that are not served yet.
+	Lapsed, Overdue, Due bool
+}
+
+// Late looks for what LapsedLeases, Overdue and ClaimDue then read.
+func (r Reads) Late(ctx context.Context) (Late, error) {
+	return one[Late](ctx, r.q, "look for late work", `SELECT EXISTS (SELECT 1 FROM assignments WHERE status = 'LEASED' AND lease_until <= now()) AS lapsed,
+ EXISTS (SELECT 1 FROM assignments WHERE status IN ('OPEN', 'LEASED') AND deadline_time <= now() AND kind <> 'DEPLOY') AS overdue,
+ EXISTS (SELECT 1 FROM deployments WHERE due_time <= now() AND status IN ('PENDING', 'DEPLOYING', 'FAILED')) AS due`)
+}
+
 // LapsedLeases reads work whose lease has run out.
 func (r Reads) LapsedLeases(ctx context.Context, limit int) ([]Assignment, error) {
 	return all[Assignment](ctx, r.q, "read lapsed leases", `SELECT `+assignmentColumns+` FROM assignments s WHERE s.status = 'LEASED' AND s.lease_until <= now()
