@@ -174,7 +174,8 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	}
 	s := &Service{db: deps.DB, log: deps.Log, hub: hub.New()}
 	var err error
-	s.relay, err = outbox.NewRelay(outbox.RelayConfig{Source: name, Patient: []string{"audit"}}, outbox.RelayDeps{
+	// Issuance is told of revocations alone, and has heard of most of them by then: it is called for each.
+	s.relay, err = outbox.NewRelay(outbox.RelayConfig{Source: name, Patient: []string{"audit", "issuance"}}, outbox.RelayDeps{
 		DB: deps.DB, Logger: deps.Log, Registry: deps.Metrics,
 		Sinks: map[string]eventv1.EventSinkServiceClient{
 			"issuance":         eventv1.NewEventSinkServiceClient(deps.Peers.Issuance),

@@ -247,7 +247,7 @@ func (c *Core) tellIssuance(ctx context.Context, r *inventoryv1.Revocation) {
 		c.log.Info("revocation goes to the CA later", certificateField(r.GetCertificateId()), errorField(err))
 		return
 	}
-	if _, err := c.store.FinishRevocations(ctx, r.GetCertificateId(), serials); err != nil {
+	if err := c.store.FinishRevocationsSoon(ctx, store.Finished{CertificateID: r.GetCertificateId(), SerialNumbers: serials}); err != nil {
 		c.log.Warn("note finished revocation", certificateField(r.GetCertificateId()), errorField(err))
 		return
 	}

@@ -28,11 +28,14 @@ import (
 // Apply applies events of another service, in their order.
 func (c *Core) Apply(ctx context.Context, t *store.Tx, events []*eventv1.Event) error {
 	for len(events) > 0 {
-		n := countIssued(events)
+		n := countAlike(events)
 		var err error
-		if n > 0 {
+		switch events[0].GetType() {
+		case eventIssued:
 			err = c.certificatesIssued(ctx, t, events[:n])
-		} else {
+		case eventRevoked:
+			err = revocationsDone(ctx, t, events[:n])
+		default:
 			n = 1
 			t.CausedBy(events[0].GetRequestId())
 			err = c.applyOne(rpcctx.WithRequestID(ctx, events[0].GetRequestId()), t, events[0])
@@ -45,24 +48,30 @@ func (c *Core) Apply(ctx context.Context, t *store.Tx, events []*eventv1.Event) 
 	return nil
 }
 
-// countIssued counts the events at the front that tell of certificates that were issued.
-func countIssued(events []*eventv1.Event) int {
-	n := slices.IndexFunc(events, func(e *eventv1.Event) bool { return e.GetType() != eventIssued })
+// countAlike counts the events at the front that are of the type of the first.
+func countAlike(events []*eventv1.Event) int {
+	n := slices.IndexFunc(events, func(e *eventv1.Event) bool { return e.GetType() != events[0].GetType() })
 	if n < 0 {
 		return len(events)
 	}
 	return n
 }
 
-func (c *Core) applyOne(ctx context.Context, t *store.Tx, e *eventv1.Event) error {
-	switch e.GetType() {
-	case "revocation.done":
+// revocationsDone notes what CAs know to be revoked.
+func revocationsDone(ctx context.Context, t *store.Tx, events []*eventv1.Event) error {
+	finished := make([]store.Finished, 0, len(events))
+	for _, e := range events {
 		m := &issuancev1.RevocationDone{}
 		if err := payload(e, m); err != nil {
 			return err
 		}
-		_, err := t.FinishRevocations(ctx, m.GetCertificateId(), m.GetSerialNumbers())
-		return err
+		finished = append(finished, store.Finished{CertificateID: m.GetCertificateId(), SerialNumbers: m.GetSerialNumbers()})
+	}
+	return t.FinishRevocations(ctx, finished...)
+}
+
+func (c *Core) applyOne(ctx context.Context, t *store.Tx, e *eventv1.Event) error {
+	switch e.GetType() {
 	case "revocation.changed":
 		m := &issuancev1.RevocationChanged{}
 		if err := payload(e, m); err != nil {

@@ -17,8 +17,11 @@ import (
 	"github.com/certctl/certctl/services/inventory/internal/store"
 )
 
-// eventIssued tells of an order that has its certificate.
-const eventIssued = "certificate.issued"
+// What is told of an order that has its certificate, and of certificates that the CA knows to be revoked.
+const (
+	eventIssued  = "certificate.issued"
+	eventRevoked = "revocation.done"
+)
 
 // issued is one certificate that was issued.
 type issued struct {

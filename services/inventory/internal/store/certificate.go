@@ -424,10 +424,42 @@ func (r Reads) RevokedVersions(ctx context.Context, certificateID string) ([]Ver
  WHERE v.certificate_id = $1 AND v.revocation_time IS NOT NULL ORDER BY v.version`, certificateID)
 }
 
-// FinishRevocations notes that the CA knows of the revocations; without serial numbers, of all of the certificate's.
-func (r Reads) FinishRevocations(ctx context.Context, certificateID string, serials []string) (int, error) {
-	return count(ctx, r.q, "finish revocations", `UPDATE certificate_versions SET revocation_state = 'DONE', revocation_error = ''
- WHERE certificate_id = $1 AND revocation_state IN ('PENDING', 'AWAITING_APPROVAL', 'FAILED') AND (serial_number = ANY($2) OR cardinality($2::text[]) = 0)`, certificateID, list(serials))
+// Finished are revocations of a certificate that the CA knows of; without serial numbers, all of the certificate's.
+type Finished struct {
+	CertificateID string
+	SerialNumbers []string
+}
+
+// finishRevocations: $1 and $2 name serial numbers and their certificates, an empty one all of its certificate.
+const finishRevocations = `UPDATE certificate_versions v SET revocation_state = 'DONE', revocation_error = '' FROM unnest($1::text[], $2::text[]) AS e (certificate_id, serial_number)`
+
+const finishedRevocations = ` WHERE v.certificate_id = e.certificate_id AND v.revocation_state IN ('PENDING', 'AWAITING_APPROVAL', 'FAILED') AND e.serial_number IN (v.serial_number, '')`
+
+// FinishRevocations notes that the CA knows of revocations.
+func (t *Tx) FinishRevocations(ctx context.Context, finished ...Finished) error {
+	certificates, serials := finishedArrays(finished)
+	_, err := count(ctx, t.q, "finish revocations", finishRevocations+finishedRevocations, certificates, serials)
+	return err
+}
+
+// FinishRevocationsSoon notes the same by itself, for an event that will note it again in case it is lost: it is seen by all at once, and
+// does not wait until it is on disk.
+func (r Reads) FinishRevocationsSoon(ctx context.Context, finished Finished) error {
+	certificates, serials := finishedArrays([]Finished{finished})
+	_, err := count(ctx, r.q, "finish revocations", finishRevocations+`, set_config('synchronous_commit', 'off', true)`+finishedRevocations, certificates, serials)
+	return err
+}
+
+func finishedArrays(finished []Finished) (certificates, serials []string) {
+	for _, f := range finished {
+		if len(f.SerialNumbers) == 0 {
+			f.SerialNumbers = []string{""}
+		}
+		for _, serial := range f.SerialNumbers {
+			certificates, serials = append(certificates, f.CertificateID), append(serials, serial)
+		}
+	}
+	return certificates, serials
 }
 
 var _ querier = (pgx.Tx)(nil)

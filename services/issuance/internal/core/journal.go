@@ -20,8 +20,9 @@ const journalBatch = 100
 // journal writes intents and results. Those that come at the same time share a transaction: each keeps its own guard,
 // compare-and-set and events, and when the transaction fails over one of them, each is written alone.
 type journal struct {
-	intents *batch.Writes[intent, bool]
-	results *batch.Writes[result, bool]
+	intents     *batch.Writes[intent, bool]
+	results     *batch.Writes[result, bool]
+	revocations *batch.Writes[RevokeRequest, []store.Revocation]
 }
 
 // intent is an order that is about to be placed, with what others are told.
@@ -42,6 +43,11 @@ func newJournal(c *Core) *journal {
 	return &journal{
 		intents: batch.NewWrites(journalBatch, func(ctx context.Context, list []intent) []batch.Outcome[bool] { return writeIntents(ctx, c, list) }),
 		results: batch.NewWrites(journalBatch, func(ctx context.Context, list []result) []batch.Outcome[bool] { return writeResults(ctx, c, list) }),
+		revocations: batch.NewWrites(journalBatch, func(ctx context.Context, list []RevokeRequest) []batch.Outcome[[]store.Revocation] {
+			return pg.AllOrEach(list, func(list []RevokeRequest) ([]batch.Outcome[[]store.Revocation], error) {
+				return writeRevocations(ctx, c, list)
+			})
+		}),
 	}
 }
 
@@ -55,6 +61,11 @@ func (j *journal) insert(ctx context.Context, i intent) (bool, error) {
 func (j *journal) issue(ctx context.Context, r result) (bool, error) {
 	name(ctx, r.events)
 	return j.results.Do(ctx, r)
+}
+
+// revoke stores what a caller wants revoked and waits for, and answers the revocations as they are stored.
+func (j *journal) revoke(ctx context.Context, r RevokeRequest) ([]store.Revocation, error) {
+	return j.revocations.Do(ctx, r)
 }
 
 // name notes the request that events come from: the transaction is that of several.
@@ -74,6 +85,24 @@ func writeResults(ctx context.Context, c *Core, list []result) []batch.Outcome[b
 	return written(ctx, c, list, entry[result]{
 		id: func(r result) string { return r.Order.ID }, insert: insertResults, events: func(r result) []outbox.Event { return r.events },
 	})
+}
+
+func writeRevocations(ctx context.Context, c *Core, list []RevokeRequest) (out []batch.Outcome[[]store.Revocation], err error) {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.CallTimeout)
+	defer cancel()
+	err = c.deps.DB.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		rows, err := c.StoreRevocations(ctx, tx, list...)
+		out = make([]batch.Outcome[[]store.Revocation], len(list))
+		for i, r := range list {
+			for _, row := range rows {
+				if r.CertificateID == row.CertificateID && (len(r.SerialNumbers) == 0 || slices.Contains(r.SerialNumbers, row.SerialNumber)) {
+					out[i].Value = append(out[i].Value, row)
+				}
+			}
+		}
+		return err
+	})
+	return out, err
 }
 
 func insertIntents(ctx context.Context, q store.Querier, list []intent) ([]string, error) {

@@ -19,6 +19,7 @@ import (
 	"github.com/certctl/certctl/pkg/lease"
 	"github.com/certctl/certctl/pkg/logx"
 	"github.com/certctl/certctl/pkg/outbox"
+	"github.com/certctl/certctl/pkg/rpcctx"
 	auditv1 "github.com/certctl/certctl/proto/gen/go/certctl/audit/v1"
 	issuancev1 "github.com/certctl/certctl/proto/gen/go/certctl/issuance/v1"
 	"github.com/certctl/certctl/services/issuance/internal/store"
@@ -40,6 +41,11 @@ type RevokeRequest struct {
 	Reason         int16    // CRLReason, RFC 5280, section 5.3.1
 	RevocationTime time.Time
 	RequestID      string // of the request that it comes from; empty: that of the context
+
+	// answered: who asks hears from the answer what CAs with a CRL of ours know, and is sent no event of it. Should the answer be lost,
+	// the event that brings the same revocation has one sent.
+	answered bool
+	by       rpcctx.Caller // whom the record names; zero: the caller of the context
 }
 
 func (r RevokeRequest) check() error {
@@ -63,11 +69,11 @@ const tellFirst = 10 * time.Second
 // been told or not, and what could not be told before ctx ends is told by RetryRevocation. done is true when every CA
 // knows. A CA whose CRL is made here knows as soon as the revocation is stored: the next question for its CRL has it.
 func (c *Core) Revoke(ctx context.Context, r RevokeRequest) (done bool, err error) {
-	var rows []store.Revocation
-	err = c.deps.DB.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		rows, err = c.StoreRevocations(ctx, tx, r)
-		return err
-	})
+	if err := r.check(); err != nil {
+		return false, err
+	}
+	r.RequestID, r.by, r.answered = orElse(r.RequestID, rpcctx.RequestID(ctx)), rpcctx.Actor(ctx), true
+	rows, err := c.journal.revoke(ctx, r)
 	if err != nil {
 		return false, err
 	}
@@ -86,6 +92,9 @@ func (c *Core) StoreRevocations(ctx context.Context, tx pgx.Tx, requests ...Revo
 		if requests[i].RevocationTime.IsZero() {
 			requests[i].RevocationTime = c.now()
 		}
+		if requests[i].by == (rpcctx.Caller{}) {
+			requests[i].by = rpcctx.Actor(ctx)
+		}
 	}
 	var all []store.Revocation
 	for len(requests) > 0 {
@@ -101,45 +110,43 @@ func (c *Core) StoreRevocations(ctx context.Context, tx pgx.Tx, requests ...Revo
 
 // storeRevocations stores those of requests that are about different certificates.
 func (c *Core) storeRevocations(ctx context.Context, tx pgx.Tx, requests []RevokeRequest) ([]store.Revocation, error) {
-	rows, origins, err := c.revocationsOf(ctx, tx, requests)
-	if err != nil || len(rows) == 0 {
+	wanted, known, origins, err := c.revocationsOf(ctx, tx, requests)
+	if err != nil {
 		return nil, err
 	}
-	ids, err := store.InsertRevocations(ctx, tx, rows)
+	ids, err := store.InsertRevocations(ctx, tx, wanted)
 	if err != nil {
 		return nil, err
 	}
 	var events []outbox.Event
-	var known []store.SerialNumber
-	for i := range rows {
-		id, stored := ids[rows[i].Serial()]
+	rows := make([]store.Revocation, 0, len(wanted)+len(known))
+	for _, row := range wanted {
+		id, stored := ids[row.Serial()]
 		if !stored {
-			known = append(known, rows[i].Serial())
+			known = append(known, row.Serial())
 			continue
 		}
-		rows[i].ID = id
-		events = append(events, from(origins[rows[i].CertificateID], recorded(ctx, rows[i]))...)
+		row.ID = id
+		rows = append(rows, row)
+		events = append(events, from(origins[row.CertificateID], recorded(ctx, row, origins[row.CertificateID]))...)
 	}
-	if len(known) > 0 {
-		standing, err := store.RevocationsOf(ctx, tx, known)
-		if err != nil {
-			return nil, err
-		}
-		rows = slices.DeleteFunc(rows, func(r store.Revocation) bool { return slices.Contains(known, r.Serial()) })
-		rows = append(rows, standing...)
-		for _, r := range standing {
-			// Asked for once more, where inventory may think that it goes on.
-			if r.Status == RevocationFailed || r.Status == RevocationUnsupported {
-				events = append(events, from(origins[r.CertificateID], []outbox.Event{revocationChanged(r)})...)
-			}
-		}
+	standing, err := store.RevocationsOf(ctx, tx, known)
+	if err != nil {
+		return nil, err
+	}
+	for _, row := range standing {
+		rows = append(rows, row)
+		events = append(events, from(origins[row.CertificateID], ended(row, origins[row.CertificateID]))...)
 	}
 	return rows, emit(ctx, tx, events...)
 }
 
-// revocationsOf makes the revocations that requests ask for, and tells which request each certificate has.
-func (c *Core) revocationsOf(ctx context.Context, tx pgx.Tx, requests []RevokeRequest) ([]store.Revocation, map[string]RevokeRequest, error) {
-	origins := make(map[string]RevokeRequest, len(requests))
+// revocationsOf makes the revocations that requests ask for, gives the certificates that are revoked already, and tells which request
+// each certificate has.
+func (c *Core) revocationsOf(ctx context.Context, tx pgx.Tx, requests []RevokeRequest) (wanted []store.Revocation, known []store.SerialNumber,
+	origins map[string]RevokeRequest, err error,
+) {
+	origins = make(map[string]RevokeRequest, len(requests))
 	var sought store.Sought
 	for _, r := range requests {
 		origins[r.CertificateID] = r
@@ -152,17 +159,20 @@ func (c *Core) revocationsOf(ctx context.Context, tx pgx.Tx, requests []RevokeRe
 	}
 	certificates, err := store.Revocable(ctx, tx, sought, c.now())
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	rows := make([]store.Revocation, 0, len(certificates))
 	for _, certificate := range certificates {
+		if certificate.Stands {
+			known = append(known, store.SerialNumber{IssuerID: certificate.IssuerID, SerialNumber: certificate.SerialNumber})
+			continue
+		}
 		row, err := c.revocation(certificate, origins[certificate.CertificateID])
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
-		rows = append(rows, row)
+		wanted = append(wanted, row)
 	}
-	return rows, origins, nil
+	return wanted, known, origins, nil
 }
 
 func (c *Core) revocation(certificate store.Revoked, r RevokeRequest) (store.Revocation, error) {
@@ -186,15 +196,20 @@ func (c *Core) revocation(certificate store.Revoked, r RevokeRequest) (store.Rev
 }
 
 // recorded tells others of a revocation that was stored.
-func recorded(ctx context.Context, row store.Revocation) []outbox.Event {
-	events := []outbox.Event{auditRevocation(ctx, row, "revocation.recorded", auditlog.Success)}
-	switch row.Status {
-	case RevocationDone:
-		events = append(events, revocationDone(row))
-	case RevocationUnsupported:
-		events = append(events, revocationChanged(row))
+func recorded(ctx context.Context, row store.Revocation, r RevokeRequest) []outbox.Event {
+	return append([]outbox.Event{auditRevocation(rpcctx.WithOnBehalfOf(ctx, r.by), row, "revocation.recorded", auditlog.Success)}, ended(row, r)...)
+}
+
+// ended tells inventory, where it may think that it goes on, of a revocation that is over.
+func ended(row store.Revocation, r RevokeRequest) []outbox.Event {
+	switch {
+	case row.Status == RevocationDone && !r.answered:
+		return []outbox.Event{revocationDone(row)}
+	case row.Status == RevocationFailed, row.Status == RevocationUnsupported:
+		return []outbox.Event{revocationChanged(row)}
+	default:
+		return nil
 	}
-	return events
 }
 
 // from names the request that events come from.

@@ -70,7 +70,7 @@ func TestARevokedCertificateIsInTheCRLAtOnceAndOpenSSLAgrees(t *testing.T) {
 	require.Contains(t, text, o.SerialNumber)
 	require.Contains(t, text, "key compromise")
 	require.NotContains(t, text, kept.SerialNumber)
-	require.Len(t, w.events("revocation.done", r.CertificateID), 1)
+	require.Empty(t, w.events("revocation.done", r.CertificateID), "who asked has heard it")
 }
 
 func TestTheFirstReasonStays(t *testing.T) {
@@ -85,7 +85,8 @@ func TestTheFirstReasonStays(t *testing.T) {
 	list := w.crl(DefaultIssuerID)
 	require.Len(t, list.RevokedCertificateEntries, 1)
 	require.Equal(t, int(issuer.Superseded), list.RevokedCertificateEntries[0].ReasonCode)
-	require.Len(t, w.events("revocation.done", r.CertificateID), 1)
+	require.NoError(t, w.tx(storing(w.Core, RevokeRequest{CertificateID: r.CertificateID})))
+	require.Len(t, w.events("revocation.done", r.CertificateID), 1, "the answers may have been lost")
 }
 
 func TestACAThatIsAwayIsToldLater(t *testing.T) {
@@ -422,7 +423,7 @@ func TestOfSeveralRevocationsOfOneCertificateTheFirstStaysAlsoWhenTheyComeTogeth
 	require.Len(t, entries, 1)
 	require.EqualValues(t, keyCompromise, entries[0].ReasonCode)
 	told := w.events("revocation.done", r.CertificateID)
-	require.Len(t, told, 1)
+	require.Len(t, told, 2)
 	require.Equal(t, "req-1", told[0].GetRequestId())
 }
 

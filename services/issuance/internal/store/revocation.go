@@ -64,13 +64,16 @@ type Revoked struct {
 	NotAfter      time.Time
 	IssuerType    string
 	ConfigHash    string
+	// Stands: it is revoked already, and no CA has refused that.
+	Stands bool
 }
 
 // Revocable reads what is to be revoked, by issuer and serial number, as all store them, so that two that revoke the same do not
 // wait for each other.
 func Revocable(ctx context.Context, q Querier, s Sought, after time.Time) ([]Revoked, error) {
 	return collect(ctx, q, "read issued certificates", pgx.RowToStructByPos[Revoked], `SELECT c.issuer_id, c.serial_number, c.certificate_id, c.not_after,
- i.type, i.config_hash FROM issued_certificates c JOIN issuers i ON i.id = c.issuer_id
+ i.type, i.config_hash, EXISTS (SELECT 1 FROM revocations r WHERE r.issuer_id = c.issuer_id AND r.serial_number = c.serial_number
+  AND r.status NOT IN ('FAILED', 'UNSUPPORTED')) FROM issued_certificates c JOIN issuers i ON i.id = c.issuer_id
  WHERE c.certificate_id = ANY($1) AND (c.certificate_id = ANY($2) AND c.not_after > $5
   OR (c.certificate_id, c.serial_number) IN (SELECT * FROM unnest($3::text[], $4::text[])))
  ORDER BY c.issuer_id, c.serial_number`, slices.Concat(s.CertificateIDs, s.Of), list(s.CertificateIDs), list(s.Of), list(s.SerialNumbers), after)
@@ -114,6 +117,9 @@ func (r Revocation) Serial() SerialNumber { return SerialNumber{r.IssuerID, r.Se
 // stored; none of certificates that are revoked already: the first revocation stays, unless the CA refused it and this one is
 // newer.
 func InsertRevocations(ctx context.Context, q Querier, revocations []Revocation) (map[SerialNumber]string, error) {
+	if len(revocations) == 0 {
+		return nil, nil
+	}
 	var c revocationColumnar
 	for _, r := range revocations {
 		c.add(r)
@@ -169,6 +175,9 @@ func GetRevocation(ctx context.Context, q Querier, id string) (Revocation, error
 
 // RevocationsOf reads the revocations of certificates.
 func RevocationsOf(ctx context.Context, q Querier, of []SerialNumber) ([]Revocation, error) {
+	if len(of) == 0 {
+		return nil, nil
+	}
 	var issuers, serials []string
 	for _, n := range of {
 		issuers, serials = append(issuers, n.IssuerID), append(serials, n.SerialNumber)
