@@ -44,7 +44,7 @@ const (
 	handshakeTimeout = 30 * time.Second
 	idleTimeout      = 2 * time.Minute
 	maxHeaderBytes   = 32 << 10
-	pingAfter        = 75 * time.Second // longer than agents are silent, whose heartbeats come each minute ±10 %: a ping costs more than one
+	pingAfter        = 75 * time.Second // longer than agents are silent, whose heartbeats come each minute ±10 %
 	pingTimeout      = 15 * time.Second
 	maxStreams       = 1000
 )

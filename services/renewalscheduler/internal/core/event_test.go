@@ -107,8 +107,9 @@ func TestTheNewestVersionOfADeliveryCounts(t *testing.T) {
 	t.Parallel()
 	c := newTestCore(t)
 	c.plansFor(t, "cert-1")
+	now := time.Now().Truncate(time.Second)
 	end := func(days int) *timestamppb.Timestamp {
-		return timestamppb.New(time.Now().Add(time.Duration(days) * 24 * time.Hour).Truncate(time.Second))
+		return timestamppb.New(now.Add(time.Duration(days) * 24 * time.Hour))
 	}
 	version := func(n int32, agent string, days int) *eventv1.Event {
 		return eventOf(t, "version.stored", &inventoryv1.VersionStored{
