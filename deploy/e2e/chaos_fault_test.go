@@ -188,7 +188,7 @@ func (d *chaosDatabase) resize(size string) error {
 	return syscall.Mount("certctl-chaos", d.dir, "tmpfs", syscall.MS_REMOUNT, "size="+size)
 }
 
-// fill takes all the room that is left. Whoever made room finds Postgres ended, or not.
+// fill takes all the room that is left. Whoever made room finds Postgres ended, or not, or finds that it ends a moment later (revive).
 func (d *chaosDatabase) fill(t *testing.T) (heal func()) {
 	t.Helper()
 	before := d.complaints(t)
@@ -201,11 +201,8 @@ func (d *chaosDatabase) fill(t *testing.T) (heal func()) {
 	}, patience, time.Millisecond)
 	return func() {
 		require.NoError(t, d.resize(chaosDisk))
-		ended := d.ended(t)
-		t.Logf("the disk was full: Postgres found no room %d times, and ended by itself: %t", d.complaints(t)-before, ended)
-		if ended {
-			d.again(t)
-		}
+		t.Logf("the disk was full: Postgres found no room %d times", d.complaints(t)-before)
+		d.revive(t)
 	}
 }
 
@@ -265,6 +262,15 @@ func (d *chaosDatabase) signal(t *testing.T, s syscall.Signal) {
 		require.NoError(t, syscall.Kill(pid, s))
 	}
 	require.Eventually(t, func() bool { return d.ended(t) }, patience, interval)
+}
+
+// revive starts a Postgres that has ended by itself, as whoever supervises it would.
+func (d *chaosDatabase) revive(t *testing.T) {
+	t.Helper()
+	if d.ended(t) {
+		t.Log("Postgres ended by itself")
+		d.again(t)
+	}
 }
 
 // again starts a Postgres that has ended.

@@ -166,6 +166,7 @@ func (c *chaos) goesOn(l *chaosLoad, when string, since time.Time) bool {
 		if l.finishedSince(since) >= chaosWorkers/2 {
 			return true
 		}
+		c.db.revive(c.t)
 	}
 	c.t.Errorf("the load does not go on %s", when)
 	return false

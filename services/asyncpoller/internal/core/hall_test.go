@@ -201,8 +201,13 @@ func (h *hall) write(l lease.Lease, f func(p *core.Poll)) error {
 	return nil
 }
 
-func (h *hall) Defer(_ context.Context, l lease.Lease, due time.Time) error {
-	return h.write(l, func(p *core.Poll) { p.State, p.DueTime, p.Attempts = core.Waiting, due, p.Attempts-1 })
+func (h *hall) Defer(_ context.Context, l lease.Lease, due time.Time, hastened bool) error {
+	return h.write(l, func(p *core.Poll) {
+		p.State, p.Attempts = core.Waiting, p.Attempts-1
+		if hastened || !p.Hastened {
+			p.DueTime = due
+		}
+	})
 }
 
 func (h *hall) Reschedule(_ context.Context, l lease.Lease, n core.Note, due time.Time) error {

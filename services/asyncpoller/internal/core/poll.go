@@ -42,9 +42,6 @@ func next(from string) []string {
 // CanMove tells whether a poll may go from one state to the other.
 func CanMove(from, to string) bool { return slices.Contains(next(from), to) }
 
-// Ended tells whether nobody watches any more.
-func Ended(state string) bool { return state == Done || state == Abandoned }
-
 // Poll is the watch of one pending order.
 type Poll struct {
 	OrderID      string
@@ -71,8 +68,8 @@ type Book interface {
 	Get(ctx context.Context, orderIDs ...string) ([]Poll, error)
 	// Histories reads the last answers of each order, the newest first.
 	Histories(ctx context.Context, orderIDs ...string) (map[string][]Entry, error)
-	// Hasten makes a waiting poll due now, whatever is known of its CA.
-	Hasten(ctx context.Context, orderID string) error
+	// Hasten makes a poll due now, whatever is known of its CA, and gives it; false: there is none that has not ended.
+	Hasten(ctx context.Context, orderID string) (Poll, bool, error)
 	// Close ends a poll in a state that is final, whoever has it leased. One that has ended stays as it is.
 	Close(ctx context.Context, orderID, state, answer string) error
 }
@@ -144,10 +141,10 @@ func Read(ctx context.Context, b Book, withHistory bool, orderIDs ...string) ([]
 	return list, err
 }
 
-// Hasten asks the CA about an order now. One that is being asked is left alone, one that has ended is a conflict.
+// Hasten asks the CA about an order now. The answer to a question that is under way will do. A watch that has ended is a conflict.
 func Hasten(ctx context.Context, b Book, orderID string) (Poll, error) {
-	if err := b.Hasten(ctx, orderID); err != nil {
-		return Poll{}, err
+	if p, ok, err := b.Hasten(ctx, orderID); err != nil || ok {
+		return p, err
 	}
 	found, err := b.Get(ctx, orderID)
 	if err != nil {
@@ -156,11 +153,9 @@ func Hasten(ctx context.Context, b Book, orderID string) (Poll, error) {
 	if len(found) == 0 {
 		return Poll{}, errs.New(errs.NotFound, "POLL_NOT_FOUND", "order %s is not watched", orderID).With("order_id", orderID)
 	}
-	if p := found[0]; Ended(p.State) {
-		return Poll{}, errs.New(errs.Conflict, "POLL_STATE", "the watch of order %s is %s: it cannot be hastened", orderID, p.State).
-			With("state", p.State).With("order_id", orderID)
-	}
-	return found[0], nil
+	state := found[0].State
+	return Poll{}, errs.New(errs.Conflict, "POLL_STATE", "the watch of order %s is %s: it cannot be hastened", orderID, state).
+		With("state", state).With("order_id", orderID)
 }
 
 // Cancel ends the watch of an order that was given up. An order that is not watched is fine.

@@ -30,8 +30,9 @@ type Journal interface {
 
 // Desk is where a leased poll is written. Its methods fail with lease.ErrLost.
 type Desk interface {
-	// Defer gives the poll back unasked, due at the time: it counts as no attempt and leaves no trace.
-	Defer(ctx context.Context, l lease.Lease, due time.Time) error
+	// Defer gives the poll back unasked, due at the time: it counts as no attempt and leaves no trace. One that has been hastened since it was
+	// claimed (hastened says whether it was before) stays due.
+	Defer(ctx context.Context, l lease.Lease, due time.Time, hastened bool) error
 	// Reschedule gives the poll back, due at the time.
 	Reschedule(ctx context.Context, l lease.Lease, n Note, due time.Time) error
 	// End ends the poll. Without an end of the order (ABANDONED) it ends only when the deadline is still the one that was
@@ -129,7 +130,7 @@ func (p *Poller) work(ctx context.Context, l lease.Lease, poll Poll) error {
 		return err
 	case q.busy != nil:
 		// Nobody was asked. The row waits as those do that were not claimed.
-		return p.deps.Desk.Defer(ctx, l, p.deps.Now().Add(max(q.busy.After, leastWait)))
+		return p.deps.Desk.Defer(ctx, l, p.deps.Now().Add(max(q.busy.After, leastWait)), poll.Hastened)
 	}
 	if err := p.deps.Checkpoint(pointAsked, poll.OrderID); err != nil {
 		return err

@@ -40,7 +40,7 @@ func TestWhatSomebodyAskedForIsClaimedBeyondTheAllowanceAndTheShare(t *testing.T
 	t.Parallel()
 	b := setup(t)
 	b.add(t, "a", 20)
-	require.NoError(t, b.Hasten(t.Context(), "a-000015"))
+	b.hasten(t, "a-000015")
 	c := core.Claim{Limit: 100, PerIssuer: 8, Hastened: 2, Quotas: map[string]core.Quota{"a": quota("one", 0)}}
 	got := b.claim(t, c)
 	require.Len(t, got, 1)
@@ -48,7 +48,7 @@ func TestWhatSomebodyAskedForIsClaimedBeyondTheAllowanceAndTheShare(t *testing.T
 	require.True(t, got[0].Poll.Hastened)
 
 	for _, id := range []string{"a-000016", "a-000017", "a-000018"} {
-		require.NoError(t, b.Hasten(t.Context(), id))
+		b.hasten(t, id)
 	}
 	c.Busy = map[string]int{"a": 8}
 	require.Len(t, b.claim(t, c), 2, "two more than the share: a CA that hangs has no more slots than that")
@@ -58,6 +58,14 @@ func TestWhatSomebodyAskedForIsClaimedBeyondTheAllowanceAndTheShare(t *testing.T
 	got = b.claim(t, c)
 	require.Len(t, got, 5, "with the one that was asked for in the share")
 	require.Equal(t, 1, hastened(got))
+}
+
+func (b bundle) hasten(t *testing.T, id string) core.Poll {
+	t.Helper()
+	p, ok, err := b.Hasten(t.Context(), id)
+	require.NoError(t, err)
+	require.True(t, ok)
+	return p
 }
 
 func hastened(list []core.Claimed) (n int) {
@@ -73,7 +81,7 @@ func TestWhatSomebodyAskedForComesFirst(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.add(t, "a", 20)
-	require.NoError(t, b.Hasten(t.Context(), "a-000020"))
+	b.hasten(t, "a-000020")
 	got := b.claim(t, core.Claim{Limit: 1, PerIssuer: 8, Hastened: 2})
 	require.Equal(t, "a-000020", got[0].Lease.ID)
 }
@@ -94,10 +102,10 @@ func TestAHastenedPollIsSoUntilItIsAnswered(t *testing.T) {
 		},
 	} {
 		require.False(t, is())
-		require.NoError(t, b.Hasten(t.Context(), "a-000001"))
+		b.hasten(t, "a-000001")
 		require.True(t, is())
 		c := b.claim(t, core.Claim{Limit: 1, PerIssuer: 1})[0]
-		require.NoError(t, b.Defer(t.Context(), c.Lease, time.Now().Add(-time.Second)))
+		require.NoError(t, b.Defer(t.Context(), c.Lease, time.Now().Add(-time.Second), c.Poll.Hastened))
 		require.True(t, is(), "nobody has answered")
 		c = b.claim(t, core.Claim{Limit: 1, PerIssuer: 1})[0]
 		require.True(t, c.Poll.Hastened)
@@ -106,13 +114,33 @@ func TestAHastenedPollIsSoUntilItIsAnswered(t *testing.T) {
 	require.False(t, is())
 }
 
+func TestAPollThatIsHastenedWhileItIsClaimedStaysDueIfNobodyWasAsked(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.add(t, "a", 1)
+	c := b.claim(t, core.Claim{Limit: 1, PerIssuer: 1})[0]
+	require.False(t, c.Poll.Hastened)
+	p := b.hasten(t, "a-000001")
+	require.Equal(t, core.Leased, p.State)
+	require.True(t, p.Hastened)
+	require.NoError(t, b.Defer(t.Context(), c.Lease, time.Now().Add(time.Hour), c.Poll.Hastened))
+	c = b.claim(t, core.Claim{Limit: 1, PerIssuer: 1})[0]
+	require.True(t, c.Poll.Hastened)
+	due := time.Now().Add(time.Hour).Truncate(time.Millisecond)
+	require.NoError(t, b.Defer(t.Context(), c.Lease, due, c.Poll.Hastened))
+	got, err := b.Get(t.Context(), "a-000001")
+	require.NoError(t, err)
+	require.True(t, due.Equal(got[0].DueTime), "but one that was hastened before waits as it was told")
+	require.True(t, got[0].Hastened)
+}
+
 func TestADeferredPollHasNotBeenTried(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.add(t, "a", 1)
 	due := time.Now().Add(time.Hour).Truncate(time.Millisecond)
 	c := b.claim(t, core.Claim{Limit: 1, PerIssuer: 1})[0]
-	require.NoError(t, b.Defer(t.Context(), c.Lease, due))
+	require.NoError(t, b.Defer(t.Context(), c.Lease, due, false))
 	got, err := b.Get(t.Context(), "a-000001")
 	require.NoError(t, err)
 	require.Equal(t, core.Waiting, got[0].State)
@@ -121,5 +149,5 @@ func TestADeferredPollHasNotBeenTried(t *testing.T) {
 	histories, err := b.Histories(t.Context(), "a-000001")
 	require.NoError(t, err)
 	require.Empty(t, histories)
-	require.Error(t, b.Defer(t.Context(), c.Lease, due), "the lease is gone")
+	require.Error(t, b.Defer(t.Context(), c.Lease, due, false), "the lease is gone")
 }

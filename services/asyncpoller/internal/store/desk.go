@@ -48,9 +48,10 @@ func (s *Store) End(ctx context.Context, l lease.Lease, n core.Note, state strin
 }
 
 // Defer implements core.Desk.
-func (s *Store) Defer(ctx context.Context, l lease.Lease, due time.Time) error {
-	tag, err := s.db.Exec(ctx, `UPDATE polls SET state = 'WAITING', lease_id = NULL, lease_until = NULL, attempts = GREATEST(attempts - 1, 0), due_time = $3
-WHERE order_id = $1 AND lease_id = $2`, l.ID, l.LeaseID, due)
+func (s *Store) Defer(ctx context.Context, l lease.Lease, due time.Time, hastened bool) error {
+	tag, err := s.db.Exec(ctx, `UPDATE polls SET state = 'WAITING', lease_id = NULL, lease_until = NULL, attempts = GREATEST(attempts - 1, 0),
+	due_time = CASE WHEN hastened AND NOT $4 THEN due_time ELSE $3 END
+WHERE order_id = $1 AND lease_id = $2`, l.ID, l.LeaseID, due, hastened)
 	return held(l, "defer poll", tag.RowsAffected(), err)
 }
 

@@ -113,13 +113,13 @@ func (s *Store) Get(ctx context.Context, orderIDs ...string) ([]core.Poll, error
 }
 
 // Hasten implements core.Book.
-func (s *Store) Hasten(ctx context.Context, orderID string) error {
-	_, err := s.db.Exec(ctx, `UPDATE polls SET hastened = true, due_time = LEAST(due_time, COALESCE($2::timestamptz, statement_timestamp()))
-WHERE order_id = $1 AND state = 'WAITING'`, orderID, s.clock())
-	if err != nil {
-		return fmt.Errorf("hasten poll: %w", err)
+func (s *Store) Hasten(ctx context.Context, orderID string) (core.Poll, bool, error) {
+	list, err := s.polls(ctx, "hasten poll", `UPDATE polls SET hastened = true, due_time = LEAST(due_time, COALESCE($2::timestamptz, statement_timestamp()))
+WHERE order_id = $1 AND state IN ('WAITING', 'LEASED') RETURNING `+columns, orderID, s.clock())
+	if err != nil || len(list) == 0 {
+		return core.Poll{}, false, err
 	}
-	return nil
+	return list[0], true, nil
 }
 
 // Close implements core.Book.

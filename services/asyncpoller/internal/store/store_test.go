@@ -153,7 +153,10 @@ func deeds() map[string]deed {
 		"close": func(ctx context.Context, b bundle, l lease.Lease) error {
 			return b.Close(ctx, l.ID, core.Abandoned, "")
 		},
-		"hasten": func(ctx context.Context, b bundle, l lease.Lease) error { return b.Hasten(ctx, l.ID) },
+		"hasten": func(ctx context.Context, b bundle, l lease.Lease) error {
+			_, _, err := b.Hasten(ctx, l.ID)
+			return err
+		},
 		"watch again": func(ctx context.Context, b bundle, l lease.Lease) error {
 			_, err := b.Watch(ctx, core.Poll{OrderID: l.ID, IssuerID: "a", DueTime: time.Now(), DeadlineTime: later, WatchTime: time.Now(), CreateTime: time.Now()})
 			return err
