@@ -3,6 +3,7 @@ package reuse_test
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -12,6 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/certctl/certctl/pkg/reuse"
+	"github.com/certctl/certctl/pkg/run"
+	"github.com/certctl/certctl/pkg/tick"
 )
 
 // source gives 1, 2, 3 and so on, and takes its time for each.
@@ -153,6 +156,70 @@ func TestThoseWhoAskFirstShareOneFindUnlessItCostsLittle(t *testing.T) {
 			require.Equal(t, c.finds, s.finds.Load(), "what takes %s", c.takes)
 		})
 	}
+}
+
+func TestNobodyWaitsForAValueThatALoopRenews(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var s source
+		v := s.value(time.Second)
+		group, err := tick.NewGroup(tick.Config{}, tick.Deps{})
+		require.NoError(t, err)
+		require.NoError(t, group.Register(v.Loop("count", "counts")))
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := run.Go(func() error { return group.Run(ctx) })
+
+		synctest.Wait()
+		require.Equal(t, int64(1), s.finds.Load(), "found at the start")
+		require.Equal(t, int64(1), get(t, v), "and who asks then waits for that find")
+
+		<-time.After(time.Hour)
+		require.InDelta(t, 3+20, s.finds.Load(), 3, "nobody asks: found anew every 3 minutes")
+		for range 600 { // now and then
+			<-time.After(rand.N(10 * time.Minute))
+			asked := time.Now()
+			_, at, err := v.Get(t.Context())
+			require.NoError(t, err)
+			require.Equal(t, asked, time.Now(), "no question waits")
+			require.Less(t, asked.Sub(at), reuse.DefaultStale)
+		}
+
+		away := errors.New("away")
+		s.err.Store(&away)
+		<-time.After(2 * reuse.DefaultStale)
+		_, _, err = v.Get(t.Context())
+		require.ErrorIs(t, err, away, "what is too old is no answer, as ever")
+		s.err.Store(nil)
+		<-time.After(reuse.DefaultStale)
+		asked := time.Now()
+		get(t, v)
+		require.Equal(t, asked, time.Now(), "and the loop goes on after errors")
+		<-time.After(2 * time.Second)
+		cancel()
+		require.NoError(t, <-ended)
+	})
+}
+
+func TestAFirstFindWithColdCachesDoesNotMakeItCostly(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var s source
+		v := s.value(100 * time.Millisecond)
+		loop := v.Loop("count", "counts")
+		run.Go(func() error {
+			<-time.After(50 * time.Millisecond)
+			s.takes.Store(int64(time.Millisecond))
+			return nil
+		})
+		_, err := loop.Run(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, int64(2), s.finds.Load())
+		require.Equal(t, int64(3), get(t, v), "found anew for each question")
+		require.Equal(t, int64(4), get(t, v))
+		_, err = loop.Run(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, int64(5), s.finds.Load())
+	})
 }
 
 func TestAnErrorIsToldAndNotRemembered(t *testing.T) {

@@ -135,6 +135,19 @@ func (d *Database) Open(t testing.TB, service string) *pg.DB {
 	return db
 }
 
+// OpenTraced is Open with a tracer that is told of each statement, for a test that counts them or holds one up.
+func (d *Database) OpenTraced(t testing.TB, service string, tracer pgx.QueryTracer) *pg.DB {
+	t.Helper()
+	db := d.Open(t, service)
+	cfg := db.Pool.Config()
+	cfg.ConnConfig.Tracer = tracer
+	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	require.NoError(t, err)
+	db.Pool.Close()
+	db.Pool = pg.NewPool(pool)
+	return db
+}
+
 // Admin connects as the superuser, for a test that looks at what no service may see, or breaks it.
 func (d *Database) Admin(t testing.TB) *pgxpool.Pool {
 	t.Helper()

@@ -211,7 +211,12 @@ func quick() inventory.Config {
 
 func (w *world) start(t testing.TB, cfg inventory.Config) *replica {
 	t.Helper()
-	r := &replica{db: w.database.Open(t, "inventory")}
+	return w.startOn(t, cfg, w.database.Open(t, "inventory"))
+}
+
+func (w *world) startOn(t testing.TB, cfg inventory.Config, db *pg.DB) *replica {
+	t.Helper()
+	r := &replica{db: db}
 	var err error
 	r.service, err = inventory.New(cfg, inventory.Deps{
 		DB: r.db, Log: zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel)), Targets: validator{},

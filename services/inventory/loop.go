@@ -41,6 +41,7 @@ func newLoops(cfg Config, deps Deps, s *Service) (*tick.Group, error) {
 		{Name: "assignment dispatch", Description: "brings back work whose lease has run out, and sends out what is due", Interval: cfg.DispatchInterval, Run: s.core.Dispatch},
 		{Name: "agent presence", Description: "writes when agents were last heard", Interval: cfg.PresenceInterval, Run: s.flush},
 		{Name: "agent streams", Description: "looks at the credentials and mailboxes of agents that are connected", Interval: cfg.CredentialCheckInterval, Kick: s.hub.Checks.C(), Run: s.checkStreams},
+		s.core.SummaryLoop(),
 		outbox.PruneLoop(deps.DB),
 	}
 	for _, l := range loops {

@@ -5,14 +5,14 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
-	"github.com/certctl/certctl/pkg/pg"
 	"github.com/certctl/certctl/pkg/rpc"
 	"github.com/certctl/certctl/pkg/rpcctx"
+	"github.com/certctl/certctl/pkg/testpg"
 	"github.com/certctl/certctl/pkg/testrpc"
 	agentv1 "github.com/certctl/certctl/proto/gen/go/certctl/agent/v1"
 	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
@@ -35,12 +35,8 @@ func (s *statements) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEnd
 func (w *world) counted(t testing.TB) (*replica, *statements) {
 	t.Helper()
 	s := &statements{}
-	cfg := w.database.Open(t, "inventory").Pool.Config()
-	cfg.ConnConfig.Tracer = s
-	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
-	require.NoError(t, err)
-	t.Cleanup(pool.Close)
-	r := &replica{db: &pg.DB{Pool: pg.NewPool(pool)}}
+	r := &replica{db: w.database.OpenTraced(t, "inventory", s)}
+	var err error
 	r.service, err = inventory.New(quick(), inventory.Deps{
 		DB: r.db, Targets: validator{}, Peers: inventory.Peers{Issuance: w.toIssuance, RenewalScheduler: w.toSched, Audit: w.toAudi},
 	})
@@ -51,6 +47,26 @@ func (w *world) counted(t testing.TB) (*replica, *statements) {
 	})
 	r.admin, r.peer, r.anon = r.server.AsRole(t, rpcctx.RoleAdmin), r.server.AsPeer(t, "issuance"), r.server.AsRole(t, rpcctx.RoleNone)
 	return r, s
+}
+
+func TestNoQuestionForTheSummaryCountsWhatIsCostlyToCount(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	counts := testpg.NewSlow("'certificates' AS what", 500*time.Millisecond)
+	r := w.startOn(t, quick(), w.database.OpenTraced(t, "inventory", counts))
+	eventually(t, func() bool { return counts.Seen() == 1 }, "the service counts when it starts, although nobody asks")
+	ask := func() {
+		_, err := inventoryv1.NewStatsServiceClient(r.admin).GetSummary(t.Context(), &inventoryv1.GetSummaryRequest{})
+		require.NoError(t, err)
+	}
+	ask() // waits for that count
+	require.LessOrEqual(t, counts.Seen(), 2)
+	eventually(t, func() bool { return r.ran("summary") }, "the loop has seen that counting is costly")
+	before := counts.Seen()
+	for range 50 {
+		ask()
+	}
+	require.Equal(t, before, counts.Seen(), "no question counts")
 }
 
 func TestListsAndMailboxesCostTheSameStatementsForManyRows(t *testing.T) {

@@ -2,6 +2,7 @@ package renewalscheduler_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -14,6 +15,8 @@ import (
 	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/pg"
 	"github.com/certctl/certctl/pkg/secretbox"
+	"github.com/certctl/certctl/pkg/testpg"
+	"github.com/certctl/certctl/pkg/tick"
 	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
 	issuancev1 "github.com/certctl/certctl/proto/gen/go/certctl/issuance/v1"
 	schedulerv1 "github.com/certctl/certctl/proto/gen/go/certctl/renewalscheduler/v1"
@@ -449,13 +452,34 @@ func TestJobsAreListedByPageAndFilter(t *testing.T) {
 	require.Empty(t, r.GetJobs())
 
 	internal := schedulerv1.NewSchedulerInternalServiceClient(s.replica.server.AsPeer(t, "inventory"))
-	counts, err := internal.CountJobs(t.Context(), &schedulerv1.CountJobsRequest{})
-	require.NoError(t, err)
-	require.Equal(t, int32(7), counts.GetJobs()["COMPLETED"])
+	var counts *schedulerv1.CountJobsResponse
+	require.True(t, eventually(t, func() bool {
+		counts, err = internal.CountJobs(t.Context(), &schedulerv1.CountJobsRequest{})
+		require.NoError(t, err)
+		return counts.GetJobs()["COMPLETED"] == 7
+	}), "at once, unless counting took long in the beginning")
 	require.Contains(t, counts.GetJobs(), "AWAITING_APPROVAL", "also a state that no job is in")
 	require.NotContains(t, counts.GetJobs(), "STATUS_UNSPECIFIED")
 	require.Zero(t, counts.GetStuck())
 	policies, err := internal.BatchGetPolicies(t.Context(), &schedulerv1.BatchGetPoliciesRequest{Ids: []string{"pol-default", "pol-none"}})
 	require.NoError(t, err)
 	require.Len(t, policies.GetPolicies(), 1)
+}
+
+func TestNoQuestionCountsJobsThatAreCostlyToCount(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	counts := testpg.NewSlow("FROM jobs GROUP BY state", 500*time.Millisecond)
+	r := s.startOn(s.db.OpenTraced(t, "renewalscheduler", counts))
+	internal := schedulerv1.NewSchedulerInternalServiceClient(r.server.AsPeer(t, "inventory"))
+	require.True(t, eventually(t, func() bool {
+		return slices.ContainsFunc(r.service.Loops(), func(l tick.State) bool { return l.Name == "job count" && l.Runs > 0 })
+	}), "the service counts when it starts, although nobody asks")
+	before := counts.Seen()
+	require.Positive(t, before)
+	for range 50 {
+		_, err := internal.CountJobs(t.Context(), &schedulerv1.CountJobsRequest{})
+		require.NoError(t, err)
+	}
+	require.Equal(t, before, counts.Seen(), "no question counts")
 }

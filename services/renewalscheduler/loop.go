@@ -21,7 +21,7 @@ const sweepBudget = 5 * time.Minute
 // dueWatchInterval is how late work may begin that only the clock announces. A look costs four index entries.
 const dueWatchInterval = 5 * time.Second
 
-func newLoops(cfg Config, deps Deps, c *core.Core, st *store.Store) (*tick.Group, error) {
+func newLoops(cfg Config, deps Deps, c *core.Core, st *store.Store, a *api.Server) (*tick.Group, error) {
 	group, err := tick.NewGroup(tick.Config{}, tick.Deps{Logger: deps.Log, Registry: deps.Metrics})
 	if err != nil {
 		return nil, err
@@ -66,6 +66,7 @@ func newLoops(cfg Config, deps Deps, c *core.Core, st *store.Store) (*tick.Group
 				return tick.Result{Rows: n}, err
 			},
 		},
+		a.CountLoop(),
 		outbox.PruneLoop(deps.DB),
 	}
 	for _, l := range all {

@@ -138,7 +138,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	if s.api, err = newAPI(cfg, deps, c, st); err != nil {
 		return nil, err
 	}
-	if s.loops, err = newLoops(cfg, deps, c, st); err != nil {
+	if s.loops, err = newLoops(cfg, deps, c, st, s.api); err != nil {
 		return nil, err
 	}
 	s.relay, err = outbox.NewRelay(outbox.RelayConfig{Source: name, Patient: []string{"audit"}}, outbox.RelayDeps{

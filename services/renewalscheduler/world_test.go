@@ -19,6 +19,7 @@ import (
 
 	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/metrics"
+	"github.com/certctl/certctl/pkg/pg"
 	"github.com/certctl/certctl/pkg/rpc"
 	"github.com/certctl/certctl/pkg/rpcctx"
 	"github.com/certctl/certctl/pkg/run"
@@ -411,6 +412,11 @@ func newSite(t testing.TB, change ...func(*renewalscheduler.Config)) *site {
 // start starts a replica on the same database.
 func (s *site) start(change ...func(*renewalscheduler.Config)) *replica {
 	s.t.Helper()
+	return s.startOn(s.db.Open(s.t, "renewalscheduler"), change...)
+}
+
+func (s *site) startOn(db *pg.DB, change ...func(*renewalscheduler.Config)) *replica {
+	s.t.Helper()
 	cfg := renewalscheduler.Config{
 		InternalSecret: secretbox.NewSecret("a secret of sixteen bytes"), RenewalCheckInterval: time.Hour, JobProcessorInterval: 50 * time.Millisecond,
 	}
@@ -419,7 +425,7 @@ func (s *site) start(change ...func(*renewalscheduler.Config)) *replica {
 	}
 	conn := s.peers.AsPeer(s.t, "renewalscheduler")
 	service, err := renewalscheduler.New(cfg, renewalscheduler.Deps{
-		DB: s.db.Open(s.t, "renewalscheduler"), Log: zap.NewNop(), Metrics: metrics.New("renewalscheduler"), Now: s.clock,
+		DB: db, Log: zap.NewNop(), Metrics: metrics.New("renewalscheduler"), Now: s.clock,
 		Peers: renewalscheduler.Peers{Inventory: conn, Issuance: conn, Audit: conn},
 	})
 	require.NoError(s.t, err)

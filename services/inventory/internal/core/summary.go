@@ -7,6 +7,7 @@ import (
 
 	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/page"
+	"github.com/certctl/certctl/pkg/tick"
 	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
 	renewalschedulerv1 "github.com/certctl/certctl/proto/gen/go/certctl/renewalscheduler/v1"
 	"github.com/certctl/certctl/services/inventory/internal/store"
@@ -35,6 +36,11 @@ func (c *Core) GetSummary(ctx context.Context) (*inventoryv1.GetSummaryResponse,
 		Jobs:         jobs.GetJobs(), Stuck: s.Stuck + jobs.GetStuck(), CountTime: view.Time(&at),
 		CertificatesExpiring_7D: s.Expiring[0], CertificatesExpiring_30D: s.Expiring[1],
 	}, nil
+}
+
+// SummaryLoop counts for the summary, so that no question waits for that.
+func (c *Core) SummaryLoop() tick.Loop {
+	return c.summary.Loop("summary", "counts certificates, agents and deployments, so that no question waits for that")
 }
 
 // countAll counts for the summary.

@@ -15,6 +15,7 @@ import (
 	"github.com/certctl/certctl/pkg/reuse"
 	"github.com/certctl/certctl/pkg/rpc"
 	"github.com/certctl/certctl/pkg/rpcctx"
+	"github.com/certctl/certctl/pkg/tick"
 	eventv1 "github.com/certctl/certctl/proto/gen/go/certctl/event/v1"
 	renewalschedulerv1 "github.com/certctl/certctl/proto/gen/go/certctl/renewalscheduler/v1"
 	"github.com/certctl/certctl/services/renewalscheduler/internal/core"
@@ -170,6 +171,11 @@ func (s *internalServer) BatchGetPolicies(ctx context.Context, req *renewalsched
 
 // StuckAfter is how long a row may be overdue before it counts as stuck.
 const StuckAfter = time.Hour
+
+// CountLoop counts jobs, so that no question waits for that.
+func (s *Server) CountLoop() tick.Loop {
+	return s.counts.Loop("job count", "counts jobs, so that no question waits for that")
+}
 
 // CountJobs counts jobs by status; a status that no job has is 0. Counts of many jobs are reused for a while.
 func (s *internalServer) CountJobs(ctx context.Context, _ *renewalschedulerv1.CountJobsRequest) (*renewalschedulerv1.CountJobsResponse, error) {

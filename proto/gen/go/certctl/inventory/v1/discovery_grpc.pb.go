@@ -176,7 +176,8 @@ const (
 type StatsServiceClient interface {
 	// GetSummary answers counts by status. Counts that take longer than 10 ms, as they do in large installations, are reused for 20
 	// times as long as they took, but for 30 s at most; after that, up to an age of 5 minutes, they are still the answer while they
-	// are counted anew. count_time tells their age. Callers: every role. Reads only.
+	// are counted anew. They are counted at the start and every 3 minutes even if nobody asks, so that no question waits for that.
+	// count_time tells their age. Callers: every role. Reads only.
 	GetSummary(ctx context.Context, in *GetSummaryRequest, opts ...grpc.CallOption) (*GetSummaryResponse, error)
 }
 
@@ -206,7 +207,8 @@ func (c *statsServiceClient) GetSummary(ctx context.Context, in *GetSummaryReque
 type StatsServiceServer interface {
 	// GetSummary answers counts by status. Counts that take longer than 10 ms, as they do in large installations, are reused for 20
 	// times as long as they took, but for 30 s at most; after that, up to an age of 5 minutes, they are still the answer while they
-	// are counted anew. count_time tells their age. Callers: every role. Reads only.
+	// are counted anew. They are counted at the start and every 3 minutes even if nobody asks, so that no question waits for that.
+	// count_time tells their age. Callers: every role. Reads only.
 	GetSummary(context.Context, *GetSummaryRequest) (*GetSummaryResponse, error)
 }
 
