@@ -3,6 +3,7 @@ package issuer
 import (
 	"fmt"
 	"math/big"
+	"slices"
 	"time"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -19,9 +20,14 @@ type CRLEntry struct {
 // CRLEntries are the entries of a CRL, encoded when they are added: a million of them take 40 MB. The zero value is empty. A copy
 // may be added to without changing the original.
 type CRLEntries struct {
-	der []byte
-	n   int
+	// full are parts of crlPart bytes and a little more, which nothing changes: what grows, and what a copy of its own needs, is last.
+	full [][]byte
+	last []byte
+	n    int
 }
+
+// crlPart is what makes a part of the entries full.
+const crlPart = 256 << 10
 
 // NewCRLEntries encodes some.
 func NewCRLEntries(list ...CRLEntry) (CRLEntries, error) {
@@ -37,11 +43,14 @@ func NewCRLEntries(list ...CRLEntry) (CRLEntries, error) {
 // Len is how many there are.
 func (e CRLEntries) Len() int { return e.n }
 
-// DER are the entries as revokedCertificates holds them (RFC 5280, section 5.1): one after the other, without what is around them.
-func (e CRLEntries) DER() []byte { return e.der }
+// DER are the entries as revokedCertificates holds them (RFC 5280, section 5.1), one after the other, without what is around them: in
+// parts, which are not to be changed.
+func (e CRLEntries) DER() [][]byte { return append(slices.Clip(e.full), e.last) }
 
-// Clone is a copy that shares memory with the original until it is added to.
-func (e CRLEntries) Clone() CRLEntries { return CRLEntries{der: e.der[:len(e.der):len(e.der)], n: e.n} }
+// Clone is a copy that shares memory with the original. Either may be added to.
+func (e CRLEntries) Clone() CRLEntries {
+	return CRLEntries{full: slices.Clip(e.full), last: slices.Clip(e.last), n: e.n}
+}
 
 // Add encodes one more; it is the caller's to add none twice. Reason unspecified is left out (section 5.3.1), and an entry with
 // removeFromCRL as a whole: it has a place in delta CRLs only, and means that the certificate is not revoked any more. The error is
@@ -56,7 +65,10 @@ func (e *CRLEntries) Add(entry CRLEntry) error {
 	if !entry.Reason.Valid() {
 		return Permanent("CRL_REFUSED", "serial number %s has %s", FormatSerial(entry.SerialNumber), entry.Reason)
 	}
-	b := cryptobyte.NewBuilder(e.der)
+	if len(e.last) >= crlPart {
+		e.full, e.last = append(e.full, e.last), make([]byte, 0, crlPart+crlPart/64)
+	}
+	b := cryptobyte.NewBuilder(e.last)
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddASN1BigInt(entry.SerialNumber)
 		addTime(b, entry.RevokedAt.UTC())
@@ -69,7 +81,7 @@ func (e *CRLEntries) Add(entry CRLEntry) error {
 	if err != nil {
 		return fmt.Errorf("encode entry of CRL: %w", err)
 	}
-	e.der = der
+	e.last = der
 	e.n++
 	return nil
 }

@@ -1,10 +1,12 @@
 package local
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/binary"
 	"errors"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -34,8 +36,9 @@ func (i *Issuer) SignCRL(ctx context.Context, r issuer.CRLRequest) ([]byte, erro
 	return der, nil
 }
 
-// withEntries puts entries into a CRL that has none, and signs it anew.
-func (i *Issuer) withEntries(empty, entries []byte) ([]byte, error) {
+// withEntries puts entries into a CRL that has none, and signs it anew. All of it is made in one place, as it may be large: what is
+// signed, then what follows it, and at last the header of the whole before it.
+func (i *Issuer) withEntries(empty []byte, entries [][]byte) ([]byte, error) {
 	list, err := x509.ParseRevocationList(empty)
 	if err != nil {
 		return nil, err
@@ -44,34 +47,58 @@ func (i *Issuer) withEntries(empty, entries []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	tbs := cryptobyte.NewBuilder(make([]byte, 0, len(entries)+len(list.RawTBSRevocationList)+maxLengths))
-	tbs.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+	size := 2*maxHeader + len(empty) + maxLengths
+	for _, part := range entries {
+		size += len(part)
+	}
+	all := cryptobyte.NewBuilder(make([]byte, maxHeader, size))
+	all.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddBytes(head)
-		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) { b.AddBytes(entries) })
+		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+			for _, part := range entries {
+				b.AddBytes(part)
+			}
+		})
 		b.AddBytes(tail)
 	})
-	signed, err := tbs.Bytes()
+	signed, err := all.Bytes()
 	if err != nil {
 		return nil, err
 	}
-	signature, err := crypto.SignMessage(i.ca.signer, rand.Reader, signed, hashOf(list.SignatureAlgorithm))
+	signature, err := crypto.SignMessage(i.ca.signer, rand.Reader, signed[maxHeader:], hashOf(list.SignatureAlgorithm))
 	if err != nil {
 		return nil, err
 	}
-	if err := i.ca.certificate.CheckSignature(list.SignatureAlgorithm, signed, signature); err != nil {
+	if err := i.ca.certificate.CheckSignature(list.SignatureAlgorithm, signed[maxHeader:], signature); err != nil {
 		return nil, err
 	}
-	out := cryptobyte.NewBuilder(make([]byte, 0, len(signed)+len(empty)+maxLengths))
-	out.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddBytes(signed)
-		b.AddBytes(algorithm)
-		b.AddASN1BitString(signature)
-	})
-	return out.Bytes()
+	all.AddBytes(algorithm)
+	all.AddASN1BitString(signature)
+	out, err := all.Bytes()
+	if err != nil {
+		return nil, err
+	}
+	header := sequenceHeader(len(out) - maxHeader)
+	start := maxHeader - len(header)
+	copy(out[start:], header)
+	return out[start:], nil
 }
 
 // maxLengths is more than the lengths take that are longer with entries.
 const maxLengths = 64
+
+// maxHeader is the most that sequenceHeader gives.
+const maxHeader = 2 + 8
+
+// sequenceHeader is what stands before the content of a SEQUENCE of n bytes in DER (X.690, section 8.1.3).
+func sequenceHeader(n int) []byte {
+	const short = 0x80
+	if n < short {
+		return []byte{byte(cbasn1.SEQUENCE), byte(n)}
+	}
+	length := bytes.TrimLeft(binary.BigEndian.AppendUint64(nil, uint64(n)), "\x00")
+	return append([]byte{byte(cbasn1.SEQUENCE), short | byte(len(length))}, length...)
+}
 
 // cut parts the content of a TBSCertList that has no entries where they belong: behind version, signature, issuer and the two
 // times, before the extensions. algorithm is the second of them.

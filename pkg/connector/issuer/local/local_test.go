@@ -487,6 +487,46 @@ func TestACRLIsTheSameAsCryptoX509MakesIt(t *testing.T) {
 	}
 }
 
+func TestACopyOfEntriesOfACRLIsAddedToAlone(t *testing.T) {
+	t.Parallel()
+	i, now := newIssuer(t, newCA(t)), time.Now().UTC().Truncate(time.Second)
+	add := func(e *issuer.CRLEntries, from, n int) {
+		for serial := from; serial < from+n; serial++ {
+			require.NoError(t, e.Add(issuer.CRLEntry{SerialNumber: big.NewInt(int64(serial)), RevokedAt: now}))
+		}
+	}
+	listed := func(e issuer.CRLEntries) (serials []int64) {
+		require.Greater(t, len(e.DER()), 1, "enough for more than one part")
+		der, err := i.SignCRL(t.Context(), issuer.CRLRequest{Number: big.NewInt(1), ThisUpdate: now, NextUpdate: now.Add(time.Hour), Entries: e})
+		require.NoError(t, err)
+		list, err := x509.ParseRevocationList(der)
+		require.NoError(t, err)
+		require.Len(t, list.RevokedCertificateEntries, e.Len())
+		for _, entry := range list.RevokedCertificateEntries {
+			serials = append(serials, entry.SerialNumber.Int64())
+		}
+		return serials
+	}
+	wanted := func(ranges ...int) (serials []int64) {
+		for r := range slices.Chunk(ranges, 2) {
+			for n := range r[1] {
+				serials = append(serials, int64(r[0]+n))
+			}
+		}
+		return serials
+	}
+	const many = 30_000 // 22 bytes each
+	var original issuer.CRLEntries
+	add(&original, 1, many)
+	one, two := original.Clone(), original.Clone()
+	add(&one, 1_000_000, many)
+	add(&two, 2_000_000, 1)
+	add(&original, 3_000_000, 1)
+	require.Equal(t, wanted(1, many, 1_000_000, many), listed(one))
+	require.Equal(t, wanted(1, many, 2_000_000, 1), listed(two))
+	require.Equal(t, wanted(1, many, 3_000_000, 1), listed(original))
+}
+
 // BenchmarkCRLOfAMillion encodes and signs: go test ./connector/issuer/local -run '^$' -bench Million.
 func BenchmarkCRLOfAMillion(b *testing.B) {
 	const size = 1_000_000
