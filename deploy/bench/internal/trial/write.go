@@ -172,10 +172,13 @@ func (b *bench) verify(ctx context.Context) error {
 // revoke revokes certificates of the local issuer, a few each second.
 func revoke(ctx context.Context, b *bench) error {
 	const rate = 20
-	ids, err := b.ids(ctx, fmt.Sprintf(`SELECT id FROM inventory.certificates WHERE status = 'ACTIVE' AND issuer_id = 'iss-local' AND current_version > 0 AND name NOT LIKE 'bench%%' ORDER BY md5(id) LIMIT %d`,
-		int(rate*b.For.Seconds())+100))
+	needed := int(rate*b.For.Seconds()) + 100
+	ids, err := b.ids(ctx, fmt.Sprintf(`SELECT id FROM inventory.certificates WHERE status = 'ACTIVE' AND issuer_id = 'iss-local' AND current_version > 0 AND name NOT LIKE 'bench%%' ORDER BY md5(id) LIMIT %d`, needed))
 	if err != nil {
 		return err
+	}
+	if len(ids) < needed {
+		return fmt.Errorf("of %d certificates only %d are left that can be revoked, and %d are needed: -revoked must be less, or -sizes more", b.size, len(ids), needed)
 	}
 	revoked, err := b.ids(ctx, `SELECT count(*)::text FROM issuance.revocations`)
 	if err != nil {
