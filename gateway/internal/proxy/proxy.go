@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
@@ -36,6 +37,10 @@ const (
 // reconnectSpread is within what time agents come back to another replica when this one stops.
 const reconnectSpread = 5 * time.Second
 
+// agentCalls is how many calls of agents inventory has before it at a time, of this gateway. Agents can wait: when thousands have something to
+// say at once, those who look at a list would else wait behind all of them.
+const agentCalls = 64
+
 // errDraining is the cause of a stream's end when the gateway stops.
 var errDraining = errors.New("gateway is stopping")
 
@@ -58,12 +63,15 @@ type Deps struct {
 
 // Proxy passes calls through.
 type Proxy struct {
-	cfg  Config
-	deps Deps
+	cfg    Config
+	deps   Deps
+	agents *semaphore.Weighted // the calls of agents
 }
 
 // New makes a proxy.
-func New(cfg Config, deps Deps) *Proxy { return &Proxy{cfg: cfg, deps: deps} }
+func New(cfg Config, deps Deps) *Proxy {
+	return &Proxy{cfg: cfg, deps: deps, agents: semaphore.NewWeighted(agentCalls)}
+}
 
 // Table is the authorisation table of the methods: users need some role, which the service behind checks; what agents
 // show is for inventory to know.
@@ -96,16 +104,55 @@ func (p *Proxy) Handle(_ any, ss grpc.ServerStream) error {
 	if !ok {
 		return errs.New(errs.Unimplemented, "METHOD_UNKNOWN", "there is no method %s here", name)
 	}
-	ctx, cancel := context.WithCancelCause(outgoing(ss.Context(), method))
-	defer cancel(nil)
-	if method.Streaming {
-		defer context.AfterFunc(p.deps.Draining, func() { cancel(errDraining) })()
+	ctx := outgoing(ss.Context(), method)
+	if !method.Streaming {
+		return p.call(ctx, ss, method)
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(p.deps.Draining, func() { cancel(errDraining) })()
 	err := p.pass(ctx, cancel, ss, method)
 	if err != nil && errors.Is(context.Cause(ctx), errDraining) {
 		return sayGoodbye(ss, method)
 	}
 	return err
+}
+
+// call passes one message and its answer.
+func (p *Proxy) call(ctx context.Context, ss grpc.ServerStream, method *route.RPC) error {
+	var in, out frame
+	if err := p.receive(ss, &in); errors.Is(err, io.EOF) {
+		return errs.New(errs.Invalid, "MESSAGE_MISSING", "the call has no message")
+	} else if err != nil {
+		return err
+	}
+	if method.Agent {
+		if err := p.agents.Acquire(ctx, 1); err != nil {
+			return err //nolint:wrapcheck // the call has ended
+		}
+		defer p.agents.Release(1)
+	}
+	var header, trailer metadata.MD
+	err := p.deps.Backends[method.Backend].Invoke(ctx, method.Method, &in, &out, grpc.Header(&header), grpc.Trailer(&trailer))
+	ss.SetTrailer(shown(trailer))
+	if err != nil {
+		return err //nolint:wrapcheck // the client gets the status as it is
+	}
+	if err := ss.SetHeader(shown(header)); err != nil {
+		return err //nolint:wrapcheck // the call has ended
+	}
+	return ss.SendMsg(&out) //nolint:wrapcheck // the call has ended
+}
+
+// receive takes a message of a client.
+func (p *Proxy) receive(ss grpc.ServerStream, m *frame) error {
+	if err := ss.RecvMsg(m); err != nil {
+		return err //nolint:wrapcheck // only a reason to end the call
+	}
+	if proto.Size(m) > p.cfg.MaxMessage {
+		return errs.New(errs.ResourceExhausted, "MESSAGE_TOO_LARGE", "the message is larger than %d bytes", p.cfg.MaxMessage)
+	}
+	return nil
 }
 
 // pass copies both directions until the service ends the call.
@@ -137,15 +184,12 @@ func isCoded(err error) bool {
 func (p *Proxy) requests(ss grpc.ServerStream, cs grpc.ClientStream) error {
 	for {
 		var m frame
-		err := ss.RecvMsg(&m)
+		err := p.receive(ss, &m)
 		if errors.Is(err, io.EOF) {
 			return cs.CloseSend() //nolint:wrapcheck // only a reason to end the call
 		}
 		if err != nil {
-			return err //nolint:wrapcheck // only a reason to end the call
-		}
-		if proto.Size(&m) > p.cfg.MaxMessage {
-			return errs.New(errs.ResourceExhausted, "MESSAGE_TOO_LARGE", "the message is larger than %d bytes", p.cfg.MaxMessage)
+			return err
 		}
 		if cs.SendMsg(&m) != nil {
 			return nil //nolint:nilerr // the service has ended the call, and answers tells how
