@@ -35,6 +35,9 @@ func run(ctx context.Context, args []string) error {
 		size, err := strconv.Atoi(args[2])
 		return errors.Join(err, limit.Serve(ctx, args[1], size))
 	}
+	if len(args) > 0 && args[0] == trial.Hosts {
+		return trial.RunHosts(ctx, args[1:])
+	}
 	if len(args) == 2 && args[0] == "page" {
 		return page(args[1])
 	}

@@ -96,7 +96,6 @@ type process struct {
 	cmd  *exec.Cmd
 	log  string
 	done chan struct{}
-	err  error
 	free func() // gives back its control group
 }
 
@@ -322,6 +321,17 @@ func (s *Site) Dir() string { return filepath.Join(s.cfg.Dir, "certctl") }
 
 // Restart ends a process that runs apart, starts it again and waits until the installation is ready.
 func (s *Site) Restart(ctx context.Context, name string) error {
+	if err := s.End(name); err != nil {
+		return err
+	}
+	if err := s.runReplica(ctx, name, 0, s.shared); err != nil {
+		return err
+	}
+	return s.untilReady(ctx)
+}
+
+// End ends a process.
+func (s *Site) End(name string) error {
 	s.mu.Lock()
 	p := s.running[name]
 	delete(s.running, name)
@@ -330,16 +340,27 @@ func (s *Site) Restart(ctx context.Context, name string) error {
 		return fmt.Errorf("%s does not run", name)
 	}
 	if err := p.stop(); err != nil {
-		return fmt.Errorf("restart %s: %w", name, err)
+		return fmt.Errorf("end %s: %w", name, err)
 	}
-	if err := s.runReplica(ctx, name, 0, s.shared); err != nil {
-		return err
+	return nil
+}
+
+// Beside starts this program once more, with other arguments: for what must not be in the way of the load. It has all cores.
+func (s *Site) Beside(ctx context.Context, name string, args ...string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("start %s: %w", name, err)
 	}
-	return s.untilReady(ctx)
+	return s.start(ctx, name, 0, os.Environ(), self, args...)
 }
 
 func (s *Site) run(ctx context.Context, name string, env []string, args ...string) error {
-	p := &process{cmd: exec.CommandContext(context.WithoutCancel(ctx), s.cfg.Binary, args...), log: filepath.Join(s.cfg.Dir, name+".log"), done: make(chan struct{})}
+	return s.start(ctx, name, s.cfg.Cores, env, s.cfg.Binary, args...)
+}
+
+// start starts a process; cores of 0 do not bound its CPU time.
+func (s *Site) start(ctx context.Context, name string, cores float64, env []string, binary string, args ...string) error {
+	p := &process{cmd: exec.CommandContext(context.WithoutCancel(ctx), binary, args...), log: filepath.Join(s.cfg.Dir, name+".log"), done: make(chan struct{})}
 	out, err := os.Create(p.log)
 	if err != nil {
 		return fmt.Errorf("make log: %w", err)
@@ -349,14 +370,14 @@ func (s *Site) run(ctx context.Context, name string, env []string, args ...strin
 	if err := p.cmd.Start(); err != nil {
 		return errors.Join(fmt.Errorf("start %s: %w", name, err), out.Close())
 	}
-	if s.cfg.Cores > 0 {
-		if p.free, err = confine(name, p.cmd.Process.Pid, s.cfg.Cores); err != nil {
+	if cores > 0 {
+		if p.free, err = confine(name, p.cmd.Process.Pid, cores); err != nil {
 			return errors.Join(err, p.cmd.Process.Kill(), out.Close())
 		}
 	}
 	go func() {
 		defer close(p.done)
-		p.err = errors.Join(p.cmd.Wait(), out.Close())
+		_ = errors.Join(p.cmd.Wait(), out.Close()) // ProcessState tells how
 		if p.free != nil {
 			p.free()
 		}
@@ -375,9 +396,8 @@ func (s *Site) untilReady(ctx context.Context) error {
 		if s.isReady(ctx) {
 			return nil
 		}
-		if name, p := s.ended(); p != nil {
-			text, _ := os.ReadFile(p.log)
-			return fmt.Errorf("%s has ended: %w\n%s", name, p.err, lastLines(text))
+		if err := s.Alive(); err != nil {
+			return err
 		}
 		select {
 		case <-ctx.Done():
@@ -392,17 +412,19 @@ func lastLines(text []byte) []byte {
 	return bytes.TrimSpace(text[max(0, len(text)-most):])
 }
 
-func (s *Site) ended() (name string, p *process) {
+// Alive is an error with the last lines of a process that has ended by itself.
+func (s *Site) Alive() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for name, p := range s.running {
 		select {
 		case <-p.done:
-			return name, p
+			text, _ := os.ReadFile(p.log)
+			return fmt.Errorf("%s has ended: %s\n%s", name, p.cmd.ProcessState, lastLines(text))
 		default:
 		}
 	}
-	return "", nil
+	return nil
 }
 
 func (s *Site) isReady(ctx context.Context) bool {
