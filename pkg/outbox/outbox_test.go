@@ -520,6 +520,34 @@ func TestWhatADeadReplicaHasLeftIsTakenUpThoughNothingElseHappens(t *testing.T) 
 	require.Eventually(t, func() bool { return len(w.values(t, "a")) == 1 }, eventually, often)
 }
 
+func TestARestCostsOneStatementForEachInterval(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	all := testpg.NewSlow("", 0)
+	w.sender = w.data.OpenTraced(t, source, all)
+	const interval, looks = 100 * time.Millisecond, 8
+	began := time.Now()
+	w.relay(t, outbox.RelayConfig{Interval: interval}, w.client(t, record)).start(t)
+	require.Eventually(t, func() bool { return all.Seen() >= 2+looks }, eventually, often)
+	n := all.Seen() // before the time: what comes in between counts for nothing
+	rested := time.Duration(n-2) * interval
+	require.GreaterOrEqual(t, time.Since(began), rested-rested/10, "%d statements, of which two are of the start: a count and a look", n)
+}
+
+func TestAKickThatFindsNothingCostsOneStatement(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	all := testpg.NewSlow("", 0)
+	w.sender = w.data.OpenTraced(t, source, all)
+	r := w.relay(t, outbox.RelayConfig{Interval: time.Hour, Gather: time.Millisecond}, w.client(t, record))
+	r.start(t)
+	for n := 2; n <= 7; n++ {
+		require.Eventually(t, func() bool { return all.Seen() >= n }, eventually, often)
+		require.Equal(t, n, all.Seen())
+		r.Kick()
+	}
+}
+
 func TestADeliveryWithTheSameEventTwiceAppliesItOnce(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

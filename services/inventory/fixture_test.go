@@ -178,7 +178,15 @@ type world struct {
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	w := &world{database: testpg.NewDatabase(t, inventory.Schema())}
+	w := newPeers(t)
+	w.database = testpg.NewDatabase(t, inventory.Schema())
+	return w
+}
+
+// newPeers is a world without its database.
+func newPeers(t testing.TB) *world {
+	t.Helper()
+	w := &world{}
 	w.issuance, w.toIssuance = newPeer(t)
 	w.scheduler, w.toSched = newPeer(t)
 	w.audit, w.toAudi = newPeer(t)

@@ -8,8 +8,10 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/multitracer"
 	"github.com/stretchr/testify/require"
 
+	"github.com/certctl/certctl/pkg/pg"
 	"github.com/certctl/certctl/pkg/rpc"
 	"github.com/certctl/certctl/pkg/rpcctx"
 	"github.com/certctl/certctl/pkg/testpg"
@@ -35,7 +37,13 @@ func (s *statements) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEnd
 func (w *world) counted(t testing.TB) (*replica, *statements) {
 	t.Helper()
 	s := &statements{}
-	r := &replica{db: w.database.OpenTraced(t, "inventory", s)}
+	return w.atRest(t, w.database.OpenTraced(t, "inventory", s)), s
+}
+
+// atRest is a replica that answers, and does nothing by itself.
+func (w *world) atRest(t testing.TB, db *pg.DB) *replica {
+	t.Helper()
+	r := &replica{db: db}
 	var err error
 	r.service, err = inventory.New(quick(), inventory.Deps{
 		DB: r.db, Targets: validator{}, Peers: inventory.Peers{Issuance: w.toIssuance, RenewalScheduler: w.toSched, Audit: w.toAudi},
@@ -46,7 +54,7 @@ func (w *world) counted(t testing.TB) (*replica, *statements) {
 		Change: func(c *rpc.ServerConfig, _ *rpc.ServerDeps) { c.LongLivedStreams = r.service.LongLivedStreams() },
 	})
 	r.admin, r.peer, r.anon = r.server.AsRole(t, rpcctx.RoleAdmin), r.server.AsPeer(t, "issuance"), r.server.AsRole(t, rpcctx.RoleNone)
-	return r, s
+	return r
 }
 
 func TestNoQuestionForTheSummaryCountsWhatIsCostlyToCount(t *testing.T) {
@@ -132,6 +140,16 @@ func TestListsAndMailboxesCostTheSameStatementsForManyRows(t *testing.T) {
 		})
 	}
 	require.LessOrEqual(t, cost[20]-cost[1], int64(2*19), "two for each deployment that is closed, none for each certificate that is told")
+}
+
+func TestALookForWorkThatIsNotThereCostsOneStatement(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	looks := testpg.NewSlow("AS lapsed", 0)
+	work := testpg.NewSlow("FROM assignments s WHERE s.status", 0)
+	r := w.startOn(t, quick(), w.database.OpenTraced(t, "inventory", multitracer.New(looks, work)))
+	eventually(t, func() bool { return looks.Seen() > 5 && r.ran("assignment dispatch") }, "the loop looks")
+	require.Zero(t, work.Seen(), "and reads nothing")
 }
 
 func TestARevocationCostsTheSameStatementsForManyDeployments(t *testing.T) {

@@ -233,11 +233,13 @@ type Late struct {
 	Lapsed, Overdue, Due bool
 }
 
+const late = `SELECT EXISTS (SELECT 1 FROM assignments WHERE status = 'LEASED' AND lease_until <= now()) AS lapsed,
+ EXISTS (SELECT 1 FROM assignments WHERE status IN ('OPEN', 'LEASED') AND deadline_time <= now() AND kind <> 'DEPLOY') AS overdue,
+ EXISTS (SELECT 1 FROM deployments WHERE due_time <= now() AND status IN ('PENDING', 'DEPLOYING', 'FAILED')) AS due`
+
 // Late looks for what LapsedLeases, Overdue and ClaimDue then read.
 func (r Reads) Late(ctx context.Context) (Late, error) {
-	return one[Late](ctx, r.q, "look for late work", `SELECT EXISTS (SELECT 1 FROM assignments WHERE status = 'LEASED' AND lease_until <= now()) AS lapsed,
- EXISTS (SELECT 1 FROM assignments WHERE status IN ('OPEN', 'LEASED') AND deadline_time <= now() AND kind <> 'DEPLOY') AS overdue,
- EXISTS (SELECT 1 FROM deployments WHERE due_time <= now() AND status IN ('PENDING', 'DEPLOYING', 'FAILED')) AS due`)
+	return one[Late](ctx, r.q, "look for late work", late)
 }
 
 // LapsedLeases reads work whose lease has run out.

@@ -6,3 +6,6 @@ import "github.com/certctl/certctl/pkg/search"
 func SearchCertificates(f CertificateFilter, s Slice) search.Search {
 	return f.where().search(certificateTable(), s)
 }
+
+// LateSQL is the statement of Late.
+const LateSQL = late

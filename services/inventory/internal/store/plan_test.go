@@ -1,6 +1,8 @@
 package store_test
 
 import (
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -117,6 +119,50 @@ func TestEveryFilterAndOrderOfCertificatesUsesAnIndex(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, found, 1)
 	require.Less(t, time.Since(began), time.Second)
+}
+
+// TestALookForLateWorkReadsIndexesAlone: it is made every few seconds, with as much work that is done, open or to be looked at later as
+// there is.
+func TestALookForLateWorkReadsIndexesAlone(t *testing.T) {
+	t.Parallel()
+	d := testpg.NewDatabase(t, store.Schema())
+	db := d.Open(t, "inventory")
+	s, err := store.New(store.Config{}, db)
+	require.NoError(t, err)
+	admin, err := d.Admin(t).Acquire(t.Context())
+	require.NoError(t, err)
+	defer admin.Release()
+	_, err = admin.Exec(t.Context(), `SET search_path = inventory;
+INSERT INTO agents (id, name, instance_id, status) VALUES ('agent-1', 'agent-1', 'i', 'ONLINE');
+INSERT INTO targets (id, name, agent_id, type) SELECT 'target-' || g, 'target-' || g, 'agent-1', 'file' FROM generate_series(1, 100) g;
+INSERT INTO certificates (id, name, issuer_id, profile_id, policy_id, search_text, status) SELECT 'cert-' || g, 'c' || g, 'i', 'p', 'p', 'c', 'PENDING' FROM generate_series(1, 1001) g;
+INSERT INTO deployments (id, certificate_id, target_id, agent_id, status, desired_version, due_time, deadline_time)
+ SELECT 'dep-' || g, 'cert-' || 1 + g / 100, 'target-' || 1 + g % 100, 'agent-1', CASE WHEN g % 100 = 0 THEN 'DEPLOYING' ELSE 'SERVED' END, 1,
+ now() + interval '1 hour' + (g || ' minutes')::interval, now() + interval '1 year' FROM generate_series(0, 29999) g;
+INSERT INTO assignments (id, agent_id, kind, status, mailbox, certificate_id, deployment_id, due_time, deadline_time, lease_id, lease_until, end_time)
+ SELECT gen_random_uuid(), 'agent-1', 'DEPLOY', CASE g % 100 WHEN 0 THEN 'OPEN' WHEN 1 THEN 'LEASED' ELSE 'DONE' END, g, 'cert-1', 'dep-' || g, now(), now() + interval '1 hour',
+ CASE g % 100 WHEN 1 THEN gen_random_uuid() END, CASE g % 100 WHEN 1 THEN now() + interval '1 hour' END, CASE WHEN g % 100 > 1 THEN now() END FROM generate_series(0, 29999) g;
+ANALYZE`)
+	require.NoError(t, err)
+	testpg.Vacuum(t, admin, "inventory.assignments", "inventory.deployments")
+
+	found, err := s.Late(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, found)
+	rows, err := db.Pool.Query(t.Context(), "EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF) "+store.LateSQL)
+	require.NoError(t, err)
+	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	require.NoError(t, err)
+	plan := strings.Join(lines, "\n")
+	require.NotContains(t, plan, "Seq Scan", plan)
+	for _, index := range []string{"assignments_lease", "assignments_deadline", "deployments_due"} {
+		require.Contains(t, plan, index, plan)
+	}
+	buffers := regexp.MustCompile(`Buffers: shared hit=(\d+)`).FindStringSubmatch(plan)
+	require.Len(t, buffers, 2, plan)
+	n, err := strconv.Atoi(buffers[1])
+	require.NoError(t, err)
+	require.LessOrEqual(t, n, 12, "a page or a few of each index: %s", plan)
 }
 
 func firstPage(t *testing.T, s *store.Store) store.Slice {

@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,6 +21,8 @@ import (
 	"github.com/certctl/certctl/pkg/connector/issuer/local"
 	"github.com/certctl/certctl/pkg/connector/issuertest"
 	"github.com/certctl/certctl/pkg/errs"
+	"github.com/certctl/certctl/pkg/rpcctx"
+	auditv1 "github.com/certctl/certctl/proto/gen/go/certctl/audit/v1"
 	"github.com/certctl/certctl/services/issuance/internal/store"
 )
 
@@ -406,6 +410,104 @@ func TestARevocationCostsThreeStatementsAndFiftyCostNoMore(t *testing.T) {
 	require.NoError(t, w.tx(storing(w.Core, fifty...)))
 	require.Len(t, counter(), 9, "%v", counter())
 	require.Len(t, w.crl(DefaultIssuerID).RevokedCertificateEntries, 51)
+}
+
+func TestRevocationsThatComeTogetherShareStatementsAndKeepWhoAskedForThem(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const many = 20
+	list := make([]RevokeRequest, many)
+	for i := range list {
+		r, o := w.issue([]string{DefaultIssuerID, fakeIssuer}[i%2])
+		list[i] = RevokeRequest{CertificateID: r.CertificateID, SerialNumbers: []string{o.SerialNumber}, Reason: keyCompromise}
+	}
+	list[6].SerialNumbers = []string{"abcdef"} // was not issued here: nothing says that a CA knows of it
+	holder, err := w.db.Admin(t).Begin(t.Context())
+	require.NoError(t, err)
+	_, err = holder.Exec(t.Context(), `LOCK TABLE issuance.revocations IN ACCESS EXCLUSIVE MODE`)
+	require.NoError(t, err)
+	counter := w.countStatements()
+
+	var begun, ended sync.WaitGroup
+	done := make([]bool, many)
+	failed := make([]error, many)
+	for i, r := range list {
+		begun.Add(1)
+		ended.Go(func() {
+			ctx := rpcctx.WithRequestID(rpcctx.WithCaller(t.Context(), rpcctx.Caller{Type: rpcctx.User, ID: fmt.Sprintf("user-%d", i), Role: rpcctx.RoleOperator}), fmt.Sprintf("req-%d", i))
+			begun.Done()
+			done[i], failed[i] = w.Revoke(ctx, r)
+		})
+	}
+	begun.Wait()
+	require.Eventually(t, func() bool { return len(counter()) > 0 }, 10*time.Second, time.Millisecond, "the first waits, and the others for it")
+	require.NoError(t, holder.Rollback(t.Context()))
+	ended.Wait()
+
+	stored := 0
+	for _, sql := range counter() {
+		if strings.Contains(sql, "INSERT INTO revocations") {
+			stored++
+		}
+	}
+	require.Less(t, stored, many/2, "not one by one")
+	for i, r := range list {
+		require.NoError(t, failed[i])
+		require.Equal(t, i != 6, done[i], "each has its own answer: %d", i)
+		if i == 6 {
+			continue
+		}
+		rows, err := store.RevocationsOf(w.ctx(), w.deps.DB.Pool, []store.SerialNumber{{IssuerID: []string{DefaultIssuerID, fakeIssuer}[i%2], SerialNumber: r.SerialNumbers[0]}})
+		require.NoError(t, err)
+		require.Len(t, rows, 1)
+		recorded := w.events("audit.record", rows[0].ID)
+		require.NotEmpty(t, recorded)
+		require.Equal(t, fmt.Sprintf("req-%d", i), recorded[0].GetRequestId())
+		record := &auditv1.Record{}
+		require.NoError(t, recorded[0].GetPayload().UnmarshalTo(record))
+		require.Equal(t, "revocation.recorded", record.GetAction())
+		require.Equal(t, fmt.Sprintf("user-%d", i), record.GetActor().GetId(), "the record names who asked for it")
+	}
+}
+
+// asked counts what a CA is asked to revoke.
+type asked struct {
+	*issuertest.Fake
+
+	times *atomic.Int32
+}
+
+func (a asked) Revoke(ctx context.Context, r issuer.RevokeRequest) (issuer.Revocation, error) {
+	a.times.Add(1)
+	return a.Fake.Revoke(ctx, r)
+}
+
+// TestTheEventOfARevocationThatTheCAKnowsHasItToldAgainAndTheCANotAsked: what inventory was answered, it may have lost.
+func TestTheEventOfARevocationThatTheCAKnowsHasItToldAgainAndTheCANotAsked(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	var times atomic.Int32
+	typ := w.fake.Type()
+	typ.Name = "asked"
+	typ.New = func(context.Context, issuer.Config, issuer.Deps) (issuer.Issuer, error) {
+		return asked{w.fake, &times}, nil
+	}
+	w.types = append(w.types, typ)
+	w.Core = w.replica()
+	w.createIssuer(NewIssuer{ID: "iss-asked", Name: "Asked", Type: "asked", Enabled: true})
+	r, o := w.issue("iss-asked")
+	revocation := RevokeRequest{CertificateID: r.CertificateID, SerialNumbers: []string{o.SerialNumber}, Reason: keyCompromise}
+	done, err := w.Revoke(w.ctx(), revocation)
+	require.NoError(t, err)
+	require.True(t, done)
+	told := len(w.events("revocation.done", r.CertificateID))
+
+	w.Core = w.replica() // another process: the event comes after a restart
+	require.NoError(t, w.tx(storing(w.Core, revocation)))
+	w.retryRevocations()
+
+	require.Len(t, w.events("revocation.done", r.CertificateID), told+1)
+	require.EqualValues(t, 1, times.Load())
 }
 
 func TestOfSeveralRevocationsOfOneCertificateTheFirstStaysAlsoWhenTheyComeTogether(t *testing.T) {
