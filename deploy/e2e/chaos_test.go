@@ -24,7 +24,7 @@ const (
 	chaosLength = 90 * time.Second // of the faults; the start and the end take as long as they take
 	chaosAgents = 40               // in this process
 	chaosHosts  = 2                // agents that are processes, and so can be killed; they have half of the certificates
-	chaosSettle = 2 * time.Minute  // until everything is at rest, at the most, and for each certificate of the storm:
+	chaosSettle = 2 * time.Minute  // until work goes on, and until everything is at rest, at the most; and for each certificate of the storm:
 
 	chaosRenewal = 50 * time.Millisecond
 )
@@ -59,7 +59,7 @@ func TestFaultsUnderLoadLoseNothing(t *testing.T) {
 		giveUp()
 	}
 	stop()
-	c.rest(chaosSettle + time.Duration(size)*chaosRenewal)
+	c.rest(storm.patience())
 
 	e := &evidence{Exchanges: l.record.all(), Agents: chaosAgents + chaosHosts, Quotas: fleetQuotas, Connections: connections()}
 	c.gather(e)
@@ -137,7 +137,7 @@ func (c *chaos) victims() victims {
 // not.
 func (c *chaos) play(s *script, l *chaosLoad, storm *chaosStorm, length time.Duration) bool {
 	c.t.Helper()
-	goesOn := c.goesOn(l, "before the first fault", time.Now())
+	goesOn := c.goesOn(l, storm, "before the first fault", time.Now())
 	end := time.Now().Add(length)
 	for n := 1; goesOn && time.Now().Before(end); n++ {
 		faults := s.next()
@@ -152,7 +152,7 @@ func (c *chaos) play(s *script, l *chaosLoad, storm *chaosStorm, length time.Dur
 			heals[i]()
 		}
 		healed := time.Now()
-		goesOn = c.goesOn(l, fmt.Sprintf("after %v", faults), healed)
+		goesOn = c.goesOn(l, storm, fmt.Sprintf("after %v", faults), healed)
 		c.breakLoose(storm)
 		c.t.Logf("     goes on after %s", time.Since(healed).Round(10*time.Millisecond))
 	}
@@ -160,9 +160,9 @@ func (c *chaos) play(s *script, l *chaosLoad, storm *chaosStorm, length time.Dur
 }
 
 // goesOn waits until some work that was begun after a moment has come to its end: false if it does not.
-func (c *chaos) goesOn(l *chaosLoad, when string, since time.Time) bool {
+func (c *chaos) goesOn(l *chaosLoad, storm *chaosStorm, when string, since time.Time) bool {
 	c.t.Helper()
-	for end := time.Now().Add(2 * patience); time.Now().Before(end); _ = tick.Wait(c.t.Context(), interval) {
+	for end := time.Now().Add(storm.patience()); time.Now().Before(end); _ = tick.Wait(c.t.Context(), interval) {
 		if l.finishedSince(since) >= chaosWorkers/2 {
 			return true
 		}
