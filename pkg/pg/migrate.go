@@ -197,6 +197,13 @@ func (m *migrator) up(ctx context.Context, cc *pgx.ConnConfig) (err error) {
 	if err != nil {
 		return fmt.Errorf("read migrations: %w", err)
 	}
+	from, to, err := provider.GetVersions(ctx)
+	if err != nil {
+		return fmt.Errorf("look for migrations: %w", err)
+	}
+	if from < to { // a later version of certctl may have been here
+		m.log.Info("migrating; with many rows this takes minutes, let it end", zap.Int64("from", from), zap.Int64("to", to))
+	}
 	results, err := provider.Up(ctx)
 	if err != nil {
 		return fmt.Errorf("apply migrations: %w", err)

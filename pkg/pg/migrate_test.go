@@ -5,6 +5,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/certctl/certctl/pkg/pg"
@@ -37,6 +39,23 @@ func TestMigratingTwiceChangesNothing(t *testing.T) {
 	migrate(t, url, inventory(), audit())
 	require.Equal(t, []int64{0, 1}, versions(t, url, "inventory"))
 	require.Equal(t, []int64{0, 1}, versions(t, url, "audit"))
+}
+
+// TestTheLogTellsThatAMigrationBegins has no one take a long migration for a start that hangs.
+func TestTheLogTellsThatAMigrationBegins(t *testing.T) {
+	t.Parallel()
+	url := testpg.URL(t)
+	migrate(t, url, inventory())
+	for _, want := range [][]string{{"migrating; with many rows this takes minutes, let it end", "migration applied"}, nil} {
+		core, logs := observer.New(zap.InfoLevel)
+		schema := pg.Schema{Name: "inventory", FS: files(createItem, createMore)}
+		require.NoError(t, pg.Migrate(t.Context(), pg.MigrateConfig{BaseURL: secretbox.NewSecret(url), Schemas: []pg.Schema{schema}, Log: zap.New(core)}))
+		var said []string
+		for _, l := range logs.All() {
+			said = append(said, l.Message)
+		}
+		require.Equal(t, want, said)
+	}
 }
 
 func TestMigratorsAtOnceAreSerialized(t *testing.T) {

@@ -46,7 +46,7 @@ func Services() []string {
 
 // The bounds of starting and ending.
 const (
-	readyWithin = 2 * time.Minute
+	readyWithin = 10 * time.Minute // a start on the data of an older version migrates
 	stopWithin  = 30 * time.Second
 	lookEvery   = 10 * time.Millisecond
 )
