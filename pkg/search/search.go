@@ -5,7 +5,10 @@
 // index and drops what does not fit, and where what fits lies together at the other end, as with what is expired in a list by the time
 // of the end, it walks through the whole table. Here that walk is bounded: when a stretch of the order did not fill the page, what fits
 // is rare there, and it is collected by the filter's own index and sorted. That is bounded, too: what is rare at one place and frequent
-// at others is left to Postgres in the end.
+// at others is left to Postgres in the end, and where Postgres takes it to be that frequent, nothing is collected in vain.
+//
+// Where an index has all that the conditions are about (Covered), both look at its entries and read none of the rows that do not fit, so
+// that the bounds are wider.
 package search
 
 import (
@@ -26,7 +29,13 @@ const (
 	// PerRow is how many are looked at for each row of a larger page.
 	PerRow = 20
 	// Most is how many rows are collected and sorted for a page.
-	Most = 25_000
+	Most = 15_000
+	// Wide is how many are looked at, or collected, where an index alone tells which fit: an entry is a fraction of the cost of a row.
+	Wide = 100_000
+	// Surely is how many times as many as may be collected Postgres has to guess that there are, for it is a guess.
+	Surely = 3
+	// mostWalks is how many indexes a page is looked for along.
+	mostWalks = 2
 )
 
 // Table is what is searched.
@@ -42,6 +51,9 @@ type Table struct {
 	Leads map[string][]string
 	// Few are columns with an index whose values are each in few rows.
 	Few []string
+	// Covered has, for a column that indexes begin with (of an order, or of Leads), what each of those has beside it and the id: whether a
+	// row meets conditions on these is told without reading the row.
+	Covered map[string][]string
 }
 
 // Search is a page that is asked for.
@@ -59,7 +71,7 @@ type Querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 }
 
-// Find reads the page, with one statement or two, and seldom three. Errors of Postgres are not wrapped.
+// Find reads the page, with one statement or two, and seldom more. Errors of Postgres are not wrapped.
 func Find[T any](ctx context.Context, q Querier, s Search, scan pgx.RowToFunc[T]) ([]T, error) {
 	p, err := s.plan()
 	if err != nil {
@@ -69,17 +81,45 @@ func Find[T any](ctx context.Context, q Querier, s Search, scan pgx.RowToFunc[T]
 	if p.unindexed && !p.few {
 		return read(ctx, q, scan, p.plain(), s.Limit, planned)
 	}
-	if !p.few {
-		rows, err := read(ctx, q, scan, p.walk(), s.Limit, p.args)
-		if err != nil || len(p.rest) == 0 || len(rows) == s.Limit {
+	for _, w := range p.walks {
+		rows, err := read(ctx, q, scan, p.walk(w), s.Limit, p.args)
+		if err != nil || len(w.rest) == 0 || len(rows) == s.Limit {
 			return rows, err
 		}
 	}
-	rows, err := read(ctx, q, scan, p.collect(), s.Limit, planned)
-	if err != nil || len(rows) <= s.Limit {
-		return rows, err
+	frequent, err := p.frequent(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	if !frequent {
+		rows, err := read(ctx, q, scan, p.collect(), s.Limit, planned)
+		if err != nil || len(rows) <= s.Limit {
+			return rows, err
+		}
 	}
 	return read(ctx, q, scan, p.plain(), s.Limit, planned)
+}
+
+// frequent tells whether Postgres takes so many rows to fit that to collect them would be in vain.
+func (p *plan) frequent(ctx context.Context, q Querier) (bool, error) {
+	if p.few {
+		return false, nil
+	}
+	rows, err := q.Query(ctx, "EXPLAIN (FORMAT JSON) SELECT FROM "+p.Table.From+" WHERE "+p.Filter.SQL(), append([]any{pgx.QueryExecModeCacheDescribe}, p.Filter.args...)...)
+	if err != nil {
+		return false, err //nolint:wrapcheck // as of read
+	}
+	type guess struct {
+		Plan struct {
+			Rows float64 `json:"Plan Rows"`
+		}
+	}
+	guesses, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[[]guess])
+	if err != nil {
+		return false, err //nolint:wrapcheck // as of read
+	}
+	_, most := p.fit()
+	return len(guesses) == 1 && guesses[0].Plan.Rows > Surely*float64(most), nil
 }
 
 // Statements are those that Find may run for the page, and their arguments.
@@ -91,10 +131,12 @@ func (s Search) Statements() (statements []string, args []any, err error) {
 	if p.unindexed && !p.few {
 		return []string{p.plain()}, p.args, nil
 	}
-	if !p.few {
-		statements = append(statements, p.walk())
+	whole := false
+	for _, w := range p.walks {
+		statements = append(statements, p.walk(w))
+		whole = whole || len(w.rest) == 0
 	}
-	if p.few || len(p.rest) > 0 {
+	if !whole {
 		statements = append(statements, p.collect())
 	}
 	return statements, p.args, nil
@@ -111,15 +153,23 @@ func read[T any](ctx context.Context, q Querier, scan pgx.RowToFunc[T], sql stri
 // plan is a search whose conditions are told apart.
 type plan struct {
 	Search
-	// lead are those that an index finds before it is in the order; rest are the others.
-	lead, rest []condition
-	// each is a lead with several values, and then the only condition beside bounds: for each value the index is in the order.
-	each           *condition
+	// walks are the ways to walk along an order, of which the first that fills the page is taken; none when what fits is in few rows.
+	walks          []walk
 	few, unindexed bool
 	// after is the condition of the place; args are all arguments.
 	after string
 	args  []any
 	alias string
+}
+
+// walk is a way along an index that is in the order.
+type walk struct {
+	// lead are the conditions that the index finds before it is in the order; rest are the others.
+	lead, rest []condition
+	// each is a lead with several values, and then the only condition beside bounds: for each value the index is in the order.
+	each *condition
+	// covered tells that the index alone says which rows meet the rest.
+	covered bool
 }
 
 func (s Search) plan() (*plan, error) {
@@ -130,46 +180,94 @@ func (s Search) plan() (*plan, error) {
 	}
 	p.after, p.args = after, slices.Concat(s.Filter.args, args)
 	_, p.alias, _ = strings.Cut(s.Table.From, " ")
-	leading := s.leading()
+	leads := s.leading()
 	for i, c := range s.Filter.conditions {
 		p.unindexed = p.unindexed || c.kind == unindexed
-		p.few = p.few || c.kind == few || c.kind == equal && i != leading && slices.Contains(s.Table.Few, c.column)
-		if i == leading || c.kind == bound && c.column == s.Order.Column() {
-			p.lead = append(p.lead, c)
-		} else {
-			p.rest = append(p.rest, c)
-		}
+		p.few = p.few || c.kind == few || c.kind == equal && i != leads[0] && slices.Contains(s.Table.Few, c.column)
 	}
-	if len(p.rest) == 1 && p.rest[0].kind == among && leading < 0 && slices.Contains(s.Table.Leads[s.Order.Column()], p.rest[0].column) {
-		p.each, p.rest = &p.rest[0], nil
+	if !p.few {
+		for _, leading := range leads {
+			p.walks = append(p.walks, s.along(leading))
+		}
 	}
 	return p, nil
 }
 
-// leading is the place of the equality that the order's index is chosen by; -1 without any.
-func (s Search) leading() int {
-	for _, column := range s.Table.Leads[s.Order.Column()] {
-		i := slices.IndexFunc(s.Filter.conditions, func(c condition) bool { return c.kind == equal && c.column == column })
-		if i >= 0 {
-			return i
+// along makes the walk by the index that has one of the conditions before the order; -1: the order's own.
+func (s Search) along(leading int) (w walk) {
+	index := s.Order.Column()
+	for i, c := range s.Filter.conditions {
+		switch {
+		case i == leading:
+			index = c.column
+			w.lead = append(w.lead, c)
+		case c.kind == bound && c.column == s.Order.Column():
+			w.lead = append(w.lead, c)
+		default:
+			w.rest = append(w.rest, c)
 		}
 	}
-	return -1
+	if len(w.rest) == 1 && w.rest[0].kind == among && leading < 0 && slices.Contains(s.Table.Leads[s.Order.Column()], w.rest[0].column) {
+		w.each, w.rest = &w.rest[0], nil
+	}
+	w.covered = len(w.rest) > 0 && s.Table.covers(index, w.rest)
+	return w
+}
+
+// covers tells whether an index that begins with a column says all of conditions on others.
+func (t Table) covers(column string, conditions []condition) bool {
+	return !slices.ContainsFunc(conditions, func(c condition) bool {
+		return c.column == "" || c.column != column && !slices.Contains(t.Covered[column], c.column)
+	})
+}
+
+// leading are the places of the equalities that indexes in the order are chosen by; -1, for the order's own, without any.
+func (s Search) leading() (places []int) {
+	for _, column := range s.Table.Leads[s.Order.Column()] {
+		i := slices.IndexFunc(s.Filter.conditions, func(c condition) bool { return c.kind == equal && c.column == column })
+		if i >= 0 && len(places) < mostWalks {
+			places = append(places, i)
+		}
+	}
+	if len(places) == 0 {
+		return []int{-1}
+	}
+	return places
 }
 
 // walk looks at a stretch of the order. Its bounds are no parameters: a plan that is kept would be made for any.
-func (p *plan) walk() string {
-	within := join(p.lead) + " AND " + p.after
+func (p *plan) walk(w walk) string {
+	within := join(w.lead) + " AND " + p.after
 	switch {
-	case p.each != nil:
+	case w.each != nil:
 		return fmt.Sprintf("SELECT %s FROM unnest($%d::text[]) AS one (value) CROSS JOIN LATERAL (SELECT %s.* FROM %s WHERE %s = one.value AND %s ORDER BY %s LIMIT %d) %s ORDER BY %s LIMIT %d",
-			p.Table.Columns, p.each.param, p.alias, p.Table.From, p.each.column, within, p.Order.SQL(), p.Limit, p.alias, p.Order.SQL(), p.Limit)
-	case len(p.rest) == 0:
+			p.Table.Columns, w.each.param, p.alias, p.Table.From, w.each.column, within, p.Order.SQL(), p.Limit, p.alias, p.Order.SQL(), p.Limit)
+	case len(w.rest) == 0:
 		return fmt.Sprintf("SELECT %s FROM %s WHERE %s ORDER BY %s LIMIT %d", p.Table.Columns, p.Table.From, within, p.Order.SQL(), p.Limit)
+	case w.covered:
+		return p.whole(fmt.Sprintf("SELECT %s.page_key, %s.page_id FROM (SELECT %s FROM %s WHERE %s ORDER BY %s LIMIT %d) %s WHERE %s ORDER BY %s LIMIT %d",
+			p.alias, p.alias, p.told(w.rest), p.Table.From, within, p.Order.SQL(), max(Wide, PerRow*p.Limit), p.alias, join(w.rest), p.byKey(p.alias), p.Limit), p.Limit)
 	default:
 		return fmt.Sprintf("SELECT %s FROM (SELECT %s.*, %s AS page_key, %s AS page_id FROM %s WHERE %s ORDER BY %s LIMIT %d) %s WHERE %s ORDER BY %s LIMIT %d",
-			p.Table.Columns, p.alias, p.Order.Expression(), p.id(), p.Table.From, within, p.Order.SQL(), max(Stretch, PerRow*p.Limit), p.alias, join(p.rest), p.byKey(p.alias), p.Limit)
+			p.Table.Columns, p.alias, p.Order.Expression(), p.id(), p.Table.From, within, p.Order.SQL(), max(Stretch, PerRow*p.Limit), p.alias, join(w.rest), p.byKey(p.alias), p.Limit)
 	}
+}
+
+// told are the keys, and the columns that conditions are about.
+func (p *plan) told(conditions []condition) string {
+	columns := []string{p.Order.Expression() + " AS page_key", p.id() + " AS page_id"}
+	for _, c := range conditions {
+		if !slices.Contains(columns, c.column) {
+			columns = append(columns, c.column)
+		}
+	}
+	return strings.Join(columns, ", ")
+}
+
+// whole reads the rows of keys, in their order. Each is looked up: Postgres would rather read a table that is not large as a whole.
+func (p *plan) whole(keys string, limit int) string {
+	return fmt.Sprintf("SELECT %s FROM (%s) s CROSS JOIN LATERAL (SELECT %s.* FROM %s WHERE %s = s.page_id OFFSET 0) %s ORDER BY %s LIMIT %d",
+		p.Table.Columns, keys, p.alias, p.Table.From, p.id(), p.alias, p.byKey("s"), limit)
 }
 
 // id is the column that ends the order.
@@ -186,11 +284,31 @@ func (p *plan) byKey(alias string) string {
 
 // collect looks at all that fit. One row more than the limit says that these were too many, and that the rows are not the page.
 func (p *plan) collect() string {
-	return fmt.Sprintf(`WITH fit AS MATERIALIZED (SELECT %[1]s AS page_id, %[2]s AS page_key FROM %[3]s WHERE %[4]s AND %[5]s),
- bounded AS MATERIALIZED (SELECT * FROM fit LIMIT %[6]d + 1)
-SELECT %[7]s FROM (SELECT * FROM bounded s ORDER BY %[8]s LIMIT (SELECT CASE WHEN count(*) > %[6]d THEN %[9]d + 1 ELSE %[9]d END FROM bounded)) s
- JOIN %[3]s ON %[1]s = s.page_id ORDER BY %[8]s LIMIT %[9]d + 1`,
-		p.id(), p.Order.Expression(), p.Table.From, p.Filter.SQL(), p.after, Most, p.Table.Columns, p.byKey("s"), p.Limit)
+	fit, most := p.fit()
+	return fmt.Sprintf(`WITH %[1]s, bounded AS MATERIALIZED (SELECT * FROM fit LIMIT %[2]d + 1)
+`, fit, most) + p.whole(fmt.Sprintf("SELECT * FROM bounded s ORDER BY %s LIMIT (SELECT CASE WHEN count(*) > %d THEN %d + 1 ELSE %d END FROM bounded)",
+		p.byKey("s"), most, p.Limit, p.Limit), p.Limit+1)
+}
+
+// fit finds what fits, of which so many are taken. Where an index tells what fits but not its place in the order, only what fits is read
+// for that.
+func (p *plan) fit() (sql string, most int) {
+	all := fmt.Sprintf("fit AS MATERIALIZED (SELECT %s AS page_id, %s AS page_key FROM %s WHERE %s AND %s)", p.id(), p.Order.Expression(), p.Table.From, p.Filter.SQL(), p.after)
+	for _, c := range p.Filter.conditions {
+		if (c.kind != equal && c.kind != bound) || p.Table.Covered[c.column] == nil || !p.Table.covers(c.column, p.Filter.conditions) {
+			continue
+		}
+		if c.column == p.Order.Column() || p.Order.Column() == p.id() || slices.Contains(p.Table.Covered[c.column], p.Order.Column()) {
+			return all, Wide
+		}
+		if len(p.Filter.conditions) == 1 { // all that the index tells would be looked up, one by one
+			continue
+		}
+		return fmt.Sprintf(`told AS MATERIALIZED (SELECT %[1]s AS page_id FROM %[2]s WHERE %[3]s),
+ fit AS MATERIALIZED (SELECT k.page_id, k.page_key FROM told CROSS JOIN LATERAL (SELECT %[1]s AS page_id, %[4]s AS page_key FROM %[2]s WHERE %[1]s = told.page_id AND %[5]s OFFSET 0) k)`,
+			p.id(), p.Table.From, p.Filter.SQL(), p.Order.Expression(), p.after), Most
+	}
+	return all, Most
 }
 
 // plain leaves it to Postgres.

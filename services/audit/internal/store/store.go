@@ -220,7 +220,8 @@ func (f Filter) search() search.Search {
 	return search.Search{
 		Table: search.Table{
 			Columns: columns, From: "events e", ID: "sequence", Few: []string{"resource_id"},
-			Leads: map[string][]string{"sequence": {"actor_id", "action", "outcome", "resource_type", "actor_type"}},
+			Leads:   map[string][]string{"sequence": {"actor_id", "action", "outcome", "resource_type", "actor_type"}},
+			Covered: map[string][]string{"time": {"sequence"}},
 		},
 		Filter: f.conditions(), Order: f.Order, After: f.Cursor, Limit: f.Limit,
 	}

@@ -247,9 +247,13 @@ func (f CertificateFilter) where() *where {
 const certificateEnd = "COALESCE(c.not_after, 'infinity'::timestamptz)"
 
 func certificateTable() search.Table {
+	owned := []string{"c.status", "c.not_after"}
 	return search.Table{Columns: certificateColumns, From: "certificates c", Leads: map[string][]string{
 		"c.create_time": {"c.owner", "c.team", "c.issuer_id", "c.policy_id", "c.profile_id", "c.environment", "c.status"},
 		"c.update_time": {"c.status"}, "c.not_after": {"c.status"},
+	}, Covered: map[string][]string{
+		"c.owner": owned, "c.team": owned, "c.environment": owned,
+		"c.create_time": owned[1:], "c.update_time": owned[1:], "c.name": owned[1:], "c.status": owned[1:],
 	}}
 }
 

@@ -107,7 +107,7 @@ func (r Reads) GetDiscovered(ctx context.Context, id string) (DiscoveredCertific
 }
 
 func discoveredCertificateTable() search.Table {
-	return search.Table{Columns: discoveredColumns, From: "discovered_certificates f", Leads: map[string][]string{"f.last_seen_time": {"f.status"}}}
+	return search.Table{Columns: discoveredColumns, From: "discovered_certificates f", Leads: map[string][]string{"f.last_seen_time": {"f.status"}, "f.not_after": {"f.status"}}}
 }
 
 // ListDiscovered reads one page.
