@@ -109,7 +109,6 @@ type inventory struct {
 	listed    *inventoryv1.ListCertificatesRequest
 	failing   error
 	cancelled chan struct{}
-	reports   chan chan struct{} // of each report that has come: what lets it go
 }
 
 func (f *inventory) set(err error, names ...string) {
@@ -205,17 +204,6 @@ func (f *inventory) Enroll(ctx context.Context, r *agentv1.EnrollRequest) (*agen
 	return &agentv1.EnrollResponse{AgentId: "agent-" + r.GetName()}, nil
 }
 
-func (f *inventory) ReportAssignment(ctx context.Context, _ *agentv1.ReportAssignmentRequest) (*agentv1.ReportAssignmentResponse, error) {
-	goOn := make(chan struct{})
-	f.reports <- goOn
-	select {
-	case <-goOn:
-		return &agentv1.ReportAssignmentResponse{}, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
 // Connect answers each heartbeat with a hint that counts.
 func (f *inventory) Connect(s agentv1.AgentService_ConnectServer) error {
 	f.note(s.Context())
@@ -300,7 +288,7 @@ type services struct {
 func newServices(t *testing.T) *services {
 	t.Helper()
 	s := &services{
-		network: rpc.NewMemoryNetwork(), inventory: &inventory{cancelled: make(chan struct{}), reports: make(chan chan struct{}, 1000)}, issuance: &issuance{},
+		network: rpc.NewMemoryNetwork(), inventory: &inventory{cancelled: make(chan struct{})}, issuance: &issuance{},
 		scheduler: &scheduler{}, audit: &audit{}, stop: make(map[string]func()),
 	}
 	s.inventory.set(nil, "one", "two")

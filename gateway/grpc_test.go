@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -159,36 +158,6 @@ func TestAnAgentShowsItsCredentialAndNoKey(t *testing.T) {
 	require.Equal(t, []string{"127.0.0.1"}, md.Get("certctl-peer-address"))
 	_, md = w.inventory.last()
 	require.NotContains(t, fmt.Sprint(md.Get("authorization")), "the-agents-credential")
-}
-
-func TestManyCallsOfAgentsKeepNobodyElseWaiting(t *testing.T) {
-	t.Parallel()
-	const most, agents = 64, 200
-	w := start(t, nil)
-	client := agentv1.NewAgentServiceClient(w.grpcConn(t, "the-agents-credential"))
-	var calling errgroup.Group
-	for range agents {
-		calling.Go(func() error {
-			_, err := client.ReportAssignment(t.Context(), &agentv1.ReportAssignmentRequest{AssignmentId: "a", LeaseId: "l",
-				Report: &agentv1.ReportAssignmentRequest_Progress{Progress: &agentv1.Progress{}}})
-			return err
-		})
-	}
-	there := make([]chan struct{}, 0, most)
-	for range most {
-		there = append(there, <-w.inventory.reports)
-	}
-	_, err := inventoryv1.NewCertificateServiceClient(w.grpcConn(t, adminKey)).ListCertificates(t.Context(), &inventoryv1.ListCertificatesRequest{})
-	require.NoError(t, err)
-	require.Empty(t, w.inventory.reports, "the others wait before the service")
-	for n := range agents { // as one is answered, the next comes
-		close(there[n])
-		if n < agents-most {
-			there = append(there, <-w.inventory.reports)
-		}
-	}
-	require.NoError(t, calling.Wait())
-	require.Empty(t, w.inventory.reports)
 }
 
 // beat sends a heartbeat and reads what comes back for it.

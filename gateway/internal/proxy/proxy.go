@@ -10,7 +10,6 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
@@ -37,10 +36,6 @@ const (
 // reconnectSpread is within what time agents come back to another replica when this one stops.
 const reconnectSpread = 5 * time.Second
 
-// agentCalls is how many calls of agents inventory has before it at a time, of this gateway. Agents can wait: when thousands have something to
-// say at once, those who look at a list would else wait behind all of them.
-const agentCalls = 64
-
 // errDraining is the cause of a stream's end when the gateway stops.
 var errDraining = errors.New("gateway is stopping")
 
@@ -63,15 +58,12 @@ type Deps struct {
 
 // Proxy passes calls through.
 type Proxy struct {
-	cfg    Config
-	deps   Deps
-	agents *semaphore.Weighted // the calls of agents
+	cfg  Config
+	deps Deps
 }
 
 // New makes a proxy.
-func New(cfg Config, deps Deps) *Proxy {
-	return &Proxy{cfg: cfg, deps: deps, agents: semaphore.NewWeighted(agentCalls)}
-}
+func New(cfg Config, deps Deps) *Proxy { return &Proxy{cfg: cfg, deps: deps} }
 
 // Table is the authorisation table of the methods: users need some role, which the service behind checks; what agents
 // show is for inventory to know.
@@ -125,12 +117,6 @@ func (p *Proxy) call(ctx context.Context, ss grpc.ServerStream, method *route.RP
 		return errs.New(errs.Invalid, "MESSAGE_MISSING", "the call has no message")
 	} else if err != nil {
 		return err
-	}
-	if method.Agent {
-		if err := p.agents.Acquire(ctx, 1); err != nil {
-			return err //nolint:wrapcheck // the call has ended
-		}
-		defer p.agents.Release(1)
 	}
 	var header, trailer metadata.MD
 	err := p.deps.Backends[method.Backend].Invoke(ctx, method.Method, &in, &out, grpc.Header(&header), grpc.Trailer(&trailer))
