@@ -240,6 +240,9 @@ func TestAFailedDeploymentIsTriedAgainAndGivenUpInTheEnd(t *testing.T) {
 	r.reaches(t, "c-broken", inventoryv1.Deployment_SERVED)
 	eventually(t, func() bool {
 		changes := told(t, w.scheduler, "deployment.changed", deploymentChanged)
+		if len(changes) == 0 {
+			return false
+		}
 		last := changes[len(changes)-1]
 		return last.GetRequestKey() == "job-1" && last.GetDeployment().GetStatus() == inventoryv1.Deployment_SERVED
 	}, "the job's key comes back")
