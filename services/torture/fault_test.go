@@ -48,6 +48,18 @@ func (p *play) scenario(seed uint64) casimulator.Scenario {
 	return sc
 }
 
+// lasting are the faults that are no accidents: what a CA always does with an order decides how that ends, whenever it does.
+func (p *play) lasting() (faults []casimulator.Fault) {
+	for _, s := range p.scripts {
+		for _, f := range s.faults {
+			if f.Times == 0 {
+				faults = append(faults, f)
+			}
+		}
+	}
+	return faults
+}
+
 // replica starts the services with all that may happen to them.
 func (p *play) replica() *node {
 	p.t.Helper()

@@ -49,7 +49,7 @@ func TestTheCAsAreKilledInTheMiddleOfOrders(t *testing.T) {
 	p.nodes = append(p.nodes, p.replica())
 	p.run(t.Context())
 	cas.kill()
-	w.startCAs(address, casimulator.Scenario{Unlimited: true})
+	w.startCAs(address, casimulator.Scenario{Unlimited: true, Faults: p.lasting()})
 	p.settle()
 	p.require(p.expectations())
 	require.Positive(t, killed)
