@@ -75,7 +75,8 @@ type DB struct {
 	log        *zap.Logger
 	listenConn *pgx.ConnConfig // nil without Config.Listen
 	listening  atomic.Bool
-	stopShare  func() // ends what follows the share; nil with a fixed size
+	stopShare  func()       // ends what follows the share; nil with a fixed size
+	clockOff   atomic.Int64 // nanoseconds that the database's clock is ahead of this machine's
 }
 
 // Open connects as the service's role, whose search_path is the service's schema. It returns when a connection

@@ -51,10 +51,12 @@ func (db *DB) followShare(ctx context.Context, cfg Config, instance string) {
 func (db *DB) shareOnce(ctx context.Context, cfg Config, instance string, size int) int {
 	ctx, cancel := context.WithTimeout(ctx, shareTimeout)
 	defer cancel()
-	processes, quota, err := db.countProcesses(ctx, cfg, instance)
+	asked := time.Now()
+	processes, quota, at, err := db.countProcesses(ctx, cfg, instance)
 	if err != nil {
 		return size // Postgres is away; what needs it says so
 	}
+	db.noteClock(asked, time.Now(), at)
 	share := Share(quota, processes)
 	if share == size {
 		return size
@@ -73,19 +75,19 @@ func (db *DB) shareOnce(ctx context.Context, cfg Config, instance string, size i
 
 // countProcesses counts the processes of a service, this one included, and answers their quota: what Postgres allows the role, as the
 // last migration has set it, else the setting (a login that all services share has no limit). A role sees the sessions of its own
-// in pg_stat_activity.
-func (db *DB) countProcesses(ctx context.Context, cfg Config, instance string) (n, quota int, err error) {
-	err = db.Pool.QueryRow(ctx, `SELECT count(DISTINCT application_name), (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user)
+// in pg_stat_activity. It also answers the time of the database.
+func (db *DB) countProcesses(ctx context.Context, cfg Config, instance string) (n, quota int, at time.Time, err error) {
+	err = db.Pool.QueryRow(ctx, `SELECT count(DISTINCT application_name), (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user), clock_timestamp()
 		FROM pg_stat_activity
 		WHERE usename = current_user AND datname = current_database() AND application_name LIKE $1 AND application_name <> $2`,
-		"certctl/"+cfg.Service+"/%", instance).Scan(&n, &quota)
+		"certctl/"+cfg.Service+"/%", instance).Scan(&n, &quota, &at)
 	if err != nil {
-		return 0, 0, fmt.Errorf("count processes of %s: %w", cfg.Service, err)
+		return 0, 0, at, fmt.Errorf("count processes of %s: %w", cfg.Service, err)
 	}
 	if quota <= 0 || cfg.SharedRoles {
 		quota = cfg.Quota
 	}
-	return n + 1, quota, nil
+	return n + 1, quota, at, nil
 }
 
 // answeredWithin is how long an answer of the database to anybody stands for its health.

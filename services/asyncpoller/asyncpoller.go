@@ -89,7 +89,7 @@ type Deps struct {
 	// IssuerTypes is the list of connectors that there are.
 	IssuerTypes issuer.Types
 	Peers       Peers
-	Now         func() time.Time // nil: the clocks of the database and of this host
+	Now         func() time.Time // nil: that of the DB
 	// Checkpoint is called at the labelled points of a poll (Checkpoints). When it fails, that work is dropped where it is, as
 	// if the process had died there; nil: never. It is for tests that kill the service at each point.
 	Checkpoint func(point, orderID string) error
@@ -119,7 +119,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	}
 	st := store.New(deps.DB, deps.Now)
 	if deps.Now == nil {
-		deps.Now = time.Now
+		deps.Now = deps.DB.Now
 	}
 	d, err := newDispatch(cfg, deps, st)
 	if err != nil {

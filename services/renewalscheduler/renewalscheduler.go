@@ -98,7 +98,7 @@ type Deps struct {
 	Log     *zap.Logger
 	Metrics prometheus.Registerer // nil: none
 	Peers   Peers
-	Now     func() time.Time // nil: time.Now
+	Now     func() time.Time // nil: that of the DB
 }
 
 // Service is the renewal scheduler.
@@ -128,7 +128,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 		return nil, fmt.Errorf("renewalscheduler: %w", err)
 	}
 	if deps.Now == nil {
-		deps.Now = time.Now
+		deps.Now = deps.DB.Now
 	}
 	c, err := newCore(cfg, deps, st)
 	if err != nil {
