@@ -27,7 +27,9 @@ type chaosStorm struct {
 }
 
 // patience is how long work may stand behind that of the storm.
-func (s *chaosStorm) patience() time.Duration { return chaosSettle + time.Duration(s.size)*chaosRenewal }
+func (s *chaosStorm) patience() time.Duration {
+	return chaosSettle + time.Duration(s.size)*chaosRenewal
+}
 
 // makeStorm has certificates made and served, while nothing fails yet.
 func (c *chaos) makeStorm(l *chaosLoad, size int) *chaosStorm {
