@@ -7,13 +7,11 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/certctl/certctl/pkg/metrics"
-	"github.com/certctl/certctl/pkg/pg"
 	"github.com/certctl/certctl/pkg/secretbox"
 	"github.com/certctl/certctl/pkg/testpg"
 	"github.com/certctl/certctl/pkg/testrpc"
@@ -36,13 +34,8 @@ func (s *sent) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) 
 func TestManyEventsCostTheStatementsOfOne(t *testing.T) {
 	t.Parallel()
 	w, s := newBench(t), &sent{}
-	cfg := w.database.Open(t, "audit").Pool.Config()
-	cfg.ConnConfig.Tracer = s
-	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
-	require.NoError(t, err)
-	t.Cleanup(pool.Close)
 	service, err := audit.New(audit.Config{InternalSecret: secretbox.NewSecret("the internal secret of the test"), ChainVerifyInterval: time.Hour},
-		audit.Deps{DB: &pg.DB{Pool: pg.NewPool(pool)}, Log: zap.NewNop(), Metrics: metrics.New("audit")})
+		audit.Deps{DB: w.database.OpenTraced(t, "audit", s), Log: zap.NewNop(), Metrics: metrics.New("audit")})
 	require.NoError(t, err)
 	w.rpc = testrpc.Serve(t, testrpc.Config{Table: service.AuthzTable(), Register: service.Register})
 	w.fill(t, 3)

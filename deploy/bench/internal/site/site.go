@@ -377,7 +377,8 @@ func (s *Site) start(ctx context.Context, name string, cores float64, env []stri
 	}
 	go func() {
 		defer close(p.done)
-		_ = errors.Join(p.cmd.Wait(), out.Close()) // ProcessState tells how
+		_ = p.cmd.Wait() // ProcessState tells how it ended
+		_ = out.Close()
 		if p.free != nil {
 			p.free()
 		}

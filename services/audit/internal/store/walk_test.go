@@ -7,11 +7,9 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"
 
-	"github.com/certctl/certctl/pkg/pg"
 	"github.com/certctl/certctl/services/audit/internal/core"
 	"github.com/certctl/certctl/services/audit/internal/store"
 )
@@ -35,12 +33,7 @@ func TestAfterACheckpointOnlyWhatIsNewIsRead(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	r := &reads{}
-	cfg := b.database.Open(t, "audit").Pool.Config()
-	cfg.ConnConfig.Tracer = r
-	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
-	require.NoError(t, err)
-	t.Cleanup(pool.Close)
-	s := store.New(&pg.DB{Pool: pg.NewPool(pool)}, core.NewSealer([]byte("test key")), zap.NewNop())
+	s := store.New(b.database.OpenTraced(t, "audit", r), core.NewSealer([]byte("test key")), zap.NewNop())
 	const old = 25_000 // more than one statement reads
 	for range 5 {
 		b.append(t, old/5)
