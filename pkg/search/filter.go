@@ -17,6 +17,8 @@ type condition struct {
 	// column is what it is about, where an index may find the place by it.
 	column string
 	kind   kind
+	// span is what the spans meet in which it is met by some row; empty: it says nothing of spans.
+	span string
 	// param is the number of its argument.
 	param int
 }
@@ -35,7 +37,8 @@ const (
 func (f *Filter) add(c condition, arg any) {
 	f.args = append(f.args, arg)
 	c.param = len(f.args)
-	c.sql = strings.ReplaceAll(c.sql, "?", "$"+strconv.Itoa(c.param))
+	number := strings.NewReplacer("?", "$"+strconv.Itoa(c.param))
+	c.sql, c.span = number.Replace(c.sql), number.Replace(c.span)
 	f.conditions = append(f.conditions, c)
 }
 
@@ -51,6 +54,12 @@ func (f *Filter) Unindexed(sql string, arg any) { f.add(condition{sql: sql, kind
 // Bound is Add for a bound of a column, which is written as in the Order that it may be the column of.
 func (f *Filter) Bound(column, sql string, arg any) {
 	f.add(condition{sql: sql, column: column, kind: bound}, arg)
+}
+
+// SpannedBound is Bound for a column whose least and greatest values Table.Spans has: span is the condition that spans meet which have
+// rows that meet the bound, as "latest >= ?" for "time >= ?".
+func (f *Filter) SpannedBound(column, sql, span string, arg any) {
+	f.add(condition{sql: sql, column: column, kind: bound, span: span}, arg)
 }
 
 // Equal adds an equality unless the value is empty.

@@ -9,6 +9,9 @@
 //
 // Where an index has all that the conditions are about (Covered), both look at its entries and read none of the rows that do not fit, so
 // that the bounds are wider.
+//
+// A time that nearly grows with the id is bounded in the order of the id by neither: what is after it begins far from the beginning. Such a
+// table has Spans, and those are left out in which nothing fits.
 package search
 
 import (
@@ -34,6 +37,8 @@ const (
 	Wide = 100_000
 	// Surely is how many times as many as may be collected Postgres has to guess that there are, for it is a guess.
 	Surely = 3
+	// FewSpans is in how many spans a page is looked for that they may not fill.
+	FewSpans = 4
 	// mostWalks is how many indexes a page is looked for along.
 	mostWalks = 2
 )
@@ -54,6 +59,10 @@ type Table struct {
 	// Covered has, for a column that indexes begin with (of an order, or of Leads), what each of those has beside it and the id: whether a
 	// row meets conditions on these is told without reading the row.
 	Covered map[string][]string
+	// Spans is a relation with columns first and last, and those that conditions of SpannedBound are about: spans of the ID, none of which
+	// has an ID of another, and of which some one has each. In the order of the ID, rows are looked for only in those that meet the
+	// conditions, one after the other, so that what is left out is right whatever the order of the other column is.
+	Spans string
 }
 
 // Search is a page that is asked for.
@@ -83,7 +92,7 @@ func Find[T any](ctx context.Context, q Querier, s Search, scan pgx.RowToFunc[T]
 	}
 	for _, w := range p.walks {
 		rows, err := read(ctx, q, scan, p.walk(w), s.Limit, p.args)
-		if err != nil || len(w.rest) == 0 || len(rows) == s.Limit {
+		if err != nil || w.whole || len(rows) == s.Limit {
 			return rows, err
 		}
 	}
@@ -134,7 +143,7 @@ func (s Search) Statements() (statements []string, args []any, err error) {
 	whole := false
 	for _, w := range p.walks {
 		statements = append(statements, p.walk(w))
-		whole = whole || len(w.rest) == 0
+		whole = whole || w.whole
 	}
 	if !whole {
 		statements = append(statements, p.collect())
@@ -170,6 +179,10 @@ type walk struct {
 	each *condition
 	// covered tells that the index alone says which rows meet the rest.
 	covered bool
+	// spanned tells that rows are looked for in spans.
+	spanned bool
+	// whole tells that it goes on until the page is full.
+	whole bool
 }
 
 func (s Search) plan() (*plan, error) {
@@ -196,12 +209,13 @@ func (s Search) plan() (*plan, error) {
 // along makes the walk by the index that has one of the conditions before the order; -1: the order's own.
 func (s Search) along(leading int) (w walk) {
 	index := s.Order.Column()
+	w.spanned = s.spanned()
 	for i, c := range s.Filter.conditions {
 		switch {
 		case i == leading:
 			index = c.column
 			w.lead = append(w.lead, c)
-		case c.kind == bound && c.column == s.Order.Column():
+		case c.kind == bound && c.column == s.Order.Column(), w.spanned && c.span != "":
 			w.lead = append(w.lead, c)
 		default:
 			w.rest = append(w.rest, c)
@@ -210,8 +224,16 @@ func (s Search) along(leading int) (w walk) {
 	if len(w.rest) == 1 && w.rest[0].kind == among && leading < 0 && slices.Contains(s.Table.Leads[s.Order.Column()], w.rest[0].column) {
 		w.each, w.rest = &w.rest[0], nil
 	}
+	w.whole = len(w.rest) == 0 && (!w.spanned || leading < 0)
 	w.covered = len(w.rest) > 0 && s.Table.covers(index, w.rest)
 	return w
+}
+
+// spanned tells whether spans can be left out.
+func (s Search) spanned() bool {
+	_, alias, _ := strings.Cut(s.Table.From, " ")
+	return s.Table.Spans != "" && strings.TrimPrefix(s.Order.Column(), alias+".") == cmp.Or(s.Table.ID, "id") &&
+		slices.ContainsFunc(s.Filter.conditions, func(c condition) bool { return c.span != "" })
 }
 
 // covers tells whether an index that begins with a column says all of conditions on others.
@@ -243,14 +265,47 @@ func (p *plan) walk(w walk) string {
 		return fmt.Sprintf("SELECT %s FROM unnest($%d::text[]) AS one (value) CROSS JOIN LATERAL (SELECT %s.* FROM %s WHERE %s = one.value AND %s ORDER BY %s LIMIT %d) %s ORDER BY %s LIMIT %d",
 			p.Table.Columns, w.each.param, p.alias, p.Table.From, w.each.column, within, p.Order.SQL(), p.Limit, p.alias, p.Order.SQL(), p.Limit)
 	case len(w.rest) == 0:
-		return fmt.Sprintf("SELECT %s FROM %s WHERE %s ORDER BY %s LIMIT %d", p.Table.Columns, p.Table.From, within, p.Order.SQL(), p.Limit)
+		return p.inOrder(p.Table.Columns, within, p.Limit, w)
 	case w.covered:
 		return p.whole(fmt.Sprintf("SELECT %s.page_key, %s.page_id FROM (SELECT %s FROM %s WHERE %s ORDER BY %s LIMIT %d) %s WHERE %s ORDER BY %s LIMIT %d",
 			p.alias, p.alias, p.told(w.rest), p.Table.From, within, p.Order.SQL(), max(Wide, PerRow*p.Limit), p.alias, join(w.rest), p.byKey(p.alias), p.Limit), p.Limit)
 	default:
-		return fmt.Sprintf("SELECT %s FROM (SELECT %s.*, %s AS page_key, %s AS page_id FROM %s WHERE %s ORDER BY %s LIMIT %d) %s WHERE %s ORDER BY %s LIMIT %d",
-			p.Table.Columns, p.alias, p.Order.Expression(), p.id(), p.Table.From, within, p.Order.SQL(), max(Stretch, PerRow*p.Limit), p.alias, join(w.rest), p.byKey(p.alias), p.Limit)
+		stretch := p.inOrder(fmt.Sprintf("%s.*, %s AS page_key, %s AS page_id", p.alias, p.Order.Expression(), p.id()), within, max(Stretch, PerRow*p.Limit), w)
+		return fmt.Sprintf("SELECT %s FROM (%s) %s WHERE %s ORDER BY %s LIMIT %d", p.Table.Columns, stretch, p.alias, join(w.rest), p.byKey(p.alias), p.Limit)
 	}
+}
+
+// inOrder reads so many rows that meet the conditions, in the order. Spans that can have some are taken one after the other: they are
+// sorted before their rows are, so that Postgres need not read those of all for that.
+func (p *plan) inOrder(columns, conditions string, limit int, w walk) string {
+	if !w.spanned {
+		return fmt.Sprintf("SELECT %s FROM %s WHERE %s ORDER BY %s LIMIT %d", columns, p.Table.From, conditions, p.Order.SQL(), limit)
+	}
+	of := fmt.Sprintf("SELECT %s.* FROM %s WHERE %s AND %s BETWEEN s.first AND s.last ORDER BY %s LIMIT %d", p.alias, p.Table.From, conditions, p.id(), p.Order.SQL(), limit)
+	spans := fmt.Sprintf("SELECT first, last FROM %s WHERE %s ORDER BY first %s", p.Table.Spans, p.spans(), p.direction())
+	if !w.whole {
+		spans += fmt.Sprintf(" LIMIT %d", FewSpans)
+	}
+	return fmt.Sprintf("SELECT %s FROM (%s) s CROSS JOIN LATERAL (%s) %s ORDER BY s.first %s, %s LIMIT %d",
+		columns, spans, of, p.alias, p.direction(), p.Order.SQL(), limit)
+}
+
+// spans is the condition for spans that can have rows of the page.
+func (p *plan) spans() string {
+	var parts []string
+	for _, c := range p.Filter.conditions {
+		if c.span != "" {
+			parts = append(parts, c.span)
+		}
+	}
+	if place := len(p.Filter.args) + 1; len(p.args) >= place {
+		if p.Order.Descending() {
+			parts = append(parts, fmt.Sprintf("first < $%d", place))
+		} else {
+			parts = append(parts, fmt.Sprintf("last > $%d", place))
+		}
+	}
+	return strings.Join(parts, " AND ")
 }
 
 // told are the keys, and the columns that conditions are about.
@@ -275,11 +330,14 @@ func (p *plan) id() string { return p.alias + "." + cmp.Or(p.Table.ID, "id") }
 
 // byKey is the order where its expressions have become page_key and page_id.
 func (p *plan) byKey(alias string) string {
-	direction := "ASC"
+	return fmt.Sprintf("%s.page_key %s, %s.page_id %s", alias, p.direction(), alias, p.direction())
+}
+
+func (p *plan) direction() string {
 	if p.Order.Descending() {
-		direction = "DESC"
+		return "DESC"
 	}
-	return fmt.Sprintf("%s.page_key %s, %s.page_id %s", alias, direction, alias, direction)
+	return "ASC"
 }
 
 // collect looks at all that fit. One row more than the limit says that these were too many, and that the rows are not the page.
@@ -311,7 +369,7 @@ func (p *plan) fit() (sql string, most int) {
 	return all, Most
 }
 
-// plain leaves it to Postgres.
+// plain leaves it to Postgres, but for spans that have nothing.
 func (p *plan) plain() string {
-	return fmt.Sprintf("SELECT %s FROM %s WHERE %s AND %s ORDER BY %s LIMIT %d", p.Table.Columns, p.Table.From, p.Filter.SQL(), p.after, p.Order.SQL(), p.Limit)
+	return p.inOrder(p.Table.Columns, p.Filter.SQL()+" AND "+p.after, p.Limit, walk{spanned: p.spanned(), whole: true})
 }

@@ -18,7 +18,7 @@ import (
 )
 
 // things have a rare state whose rows lie together at the end of the orders by time, one that is frequent and lies there too, owners
-// that are spread evenly, and ends that are missing. Seven rows have the same time.
+// that are spread evenly, and ends that are missing. Seven rows have the same time. Half of the ids are in spans.
 const things = `-- +goose Up
 CREATE TABLE things (id text PRIMARY KEY, state text NOT NULL, owner text NOT NULL, create_time timestamptz NOT NULL, name text NOT NULL, not_after timestamptz);
 INSERT INTO things SELECT 'thing-' || i, CASE WHEN i > 99700 THEN 'RARE' WHEN i > 50000 THEN 'LATE' ELSE 'EARLY' END, 'owner-' || i % 700,
@@ -28,11 +28,14 @@ CREATE INDEX things_create_time ON things (create_time, id) INCLUDE (not_after);
 CREATE INDEX things_name ON things (name, id);
 CREATE INDEX things_not_after ON things ((COALESCE(not_after, 'infinity'::timestamptz)), id);
 CREATE INDEX things_state ON things (state, create_time, id) INCLUDE (not_after);
-CREATE INDEX things_owner ON things (owner, create_time, id) INCLUDE (state, not_after);`
+CREATE INDEX things_owner ON things (owner, create_time, id) INCLUDE (state, not_after);
+CREATE TABLE spans (first text PRIMARY KEY, last text NOT NULL, earliest timestamptz NOT NULL, latest timestamptz NOT NULL);
+INSERT INTO spans SELECT min(id), max(id), min(create_time), max(create_time) FROM (SELECT *, ntile(50) OVER (ORDER BY id) FROM things WHERE id < 'thing-5') t GROUP BY ntile;`
 
 func table() search.Table {
 	return search.Table{Columns: "c.id, c.state", From: "things c", Leads: map[string][]string{"c.create_time": {"c.owner", "c.state"}},
-		Covered: map[string][]string{"c.create_time": {"c.not_after"}, "c.owner": {"c.state", "c.not_after"}, "c.state": {"c.not_after"}}}
+		Covered: map[string][]string{"c.create_time": {"c.not_after"}, "c.owner": {"c.state", "c.not_after"}, "c.state": {"c.not_after"}},
+		Spans:   "(SELECT first, last, earliest, latest FROM spans UNION ALL SELECT 'thing-5', 'thing-a', '-infinity', 'infinity') a"}
 }
 
 type thing struct{ ID, State string }
@@ -68,7 +71,7 @@ func open(t *testing.T) *pg.DB {
 
 func order(t *testing.T, by string) page.Order {
 	t.Helper()
-	sorting, err := page.NewSorting(page.Column{SQL: "c.id", Kind: page.Text}, "create_time desc",
+	sorting, err := page.NewSorting(page.Column{Field: "id", SQL: "c.id", Kind: page.Text}, "create_time desc",
 		page.Column{Field: "create_time", SQL: "c.create_time", Kind: page.Time}, page.Column{Field: "name", SQL: "c.name", Kind: page.Text},
 		page.Column{Field: "not_after", SQL: "c.not_after", Kind: page.Time, NullAs: "'infinity'::timestamptz"})
 	require.NoError(t, err)
@@ -97,11 +100,22 @@ func cases() map[string]func(f *search.Filter) {
 			f.Equal("c.state", "RARE")
 			f.Bound("c.not_after", "COALESCE(c.not_after, 'infinity') > ?", at(9900))
 		},
+		"what is new":            func(f *search.Filter) { created(f, ">=", 14_000) },
+		"what is old":            func(f *search.Filter) { created(f, "<", 50) },
+		"what is between":        func(f *search.Filter) { created(f, ">=", 7000); created(f, "<", 7040) },
+		"an owner's that is new": func(f *search.Filter) { f.Equal("c.owner", "owner-7"); created(f, ">=", 14_000) },
+		"a state that is old":    func(f *search.Filter) { f.Among("c.state", []string{"RARE", "EARLY"}); created(f, "<", 50) },
 		"a state that ends late": func(f *search.Filter) {
 			f.Equal("c.state", "RARE")
 			f.Bound("c.not_after", "COALESCE(c.not_after, 'infinity') > ?", at(9900))
 		},
 	}
+}
+
+// created is a bound of the time of creation, so many seconds after the first one.
+func created(f *search.Filter, compare string, seconds int) {
+	of := map[string]string{">=": "latest", "<": "earliest"}[compare]
+	f.SpannedBound("c.create_time", "c.create_time "+compare+" ?", of+" "+compare+" ?", time.Date(2026, 1, 1, 0, 0, seconds, 0, time.UTC))
 }
 
 func at(minutes int) time.Time {
@@ -111,7 +125,7 @@ func at(minutes int) time.Time {
 func TestPagesAreThoseThatOnePlainStatementGives(t *testing.T) {
 	t.Parallel()
 	db := open(t)
-	for _, by := range []string{"create_time", "create_time desc", "name", "name desc", "not_after", "not_after desc"} {
+	for _, by := range []string{"create_time", "create_time desc", "name", "name desc", "not_after", "not_after desc", "id", "id desc"} {
 		o := order(t, by)
 		for name, fill := range cases() {
 			var f search.Filter
@@ -148,7 +162,7 @@ func TestPagesAreThoseThatOnePlainStatementGives(t *testing.T) {
 				}
 				require.Equal(t, want, got, "%s by %s from %d", name, by, from)
 				require.LessOrEqual(t, q.n, 4)
-				require.NotContains(t, q.plans[0], "Seq Scan", "%s by %s", name, by)
+				require.NotContains(t, q.plans[0], "Seq Scan on things", "%s by %s", name, by)
 			}
 		}
 	}
@@ -177,6 +191,8 @@ func TestAPageTakesAsManyStatementsAsItMust(t *testing.T) {
 		{"what a stretch of the order has enough of", "name", 1, func(f *search.Filter) { f.Equal("c.state", "LATE") }},
 		{"what is rare and is collected, after a guess of how much it is", "name", 3, func(f *search.Filter) { f.Equal("c.state", "RARE") }},
 		{"what is known to be rare", "name", 1, func(f *search.Filter) { f.Few("c.id IN (SELECT o.id FROM things o WHERE o.owner = ?)", "owner-9") }},
+		{"a bound that spans are chosen by", "id", 1, func(f *search.Filter) { created(f, ">=", 14_000) }},
+		{"the same, before another condition that they have enough of", "id", 1, func(f *search.Filter) { f.Equal("c.state", "RARE"); created(f, ">=", 14_000) }},
 		{"what no index finds", "name", 1, func(f *search.Filter) { f.Unindexed("c.name LIKE ?", "%9%") }},
 		{"what is rare at the beginning and frequent later", "not_after", 3, func(f *search.Filter) { f.Equal("c.state", "LATE") }},
 	} {

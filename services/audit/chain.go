@@ -5,6 +5,7 @@ import (
 
 	"github.com/certctl/certctl/pkg/secretbox"
 	"github.com/certctl/certctl/services/audit/internal/core"
+	"github.com/certctl/certctl/services/audit/internal/store"
 )
 
 // Event is one entry of the record.
@@ -12,6 +13,9 @@ type Event = core.Event
 
 // Anchor is a sealed place of the chain.
 type Anchor = core.Anchor
+
+// SpanSize is how many events a row of the table of spans is about.
+const SpanSize = store.SpanSize
 
 // Chain makes a chain from its first event on, without a database: for a program that writes a whole record at once. What it makes is
 // verified like the record of a running service.

@@ -20,8 +20,12 @@ type record struct {
 	// kept are the events of services. They get new places.
 	kept        []*audit.Event
 	checkpoints []audit.Anchor
+	spans       []span
 	total       int64
 }
+
+// span is what audit notes of so many events: between which times they happened.
+type span struct{ earliest, latest stamp }
 
 func (d *record) tables() []table {
 	const schema = "audit"
@@ -38,6 +42,7 @@ func (d *record) anchors() []table {
 		{schema, "head", `sequence, hash, time, mac, key_ids, macs`, d.fillHead},
 		{schema, "checkpoints", `sequence, hash, time, mac`, d.fillCheckpoints},
 		{schema, "checkpoint_seals", `sequence, key_id, mac`, d.fillSeals},
+		{schema, "spans", `first, last, earliest, latest`, d.fillSpans},
 	}
 }
 
@@ -83,6 +88,7 @@ func (d *record) write(r *rows, e *audit.Event, recorded time.Time) bool {
 		return false
 	}
 	d.chain.Add(e, recorded)
+	d.span(stampOf(e.Time))
 	d.total++
 	r.int8(e.Sequence)
 	r.text(e.ID)
@@ -135,6 +141,27 @@ func (d *record) fillSeals(r *rows) {
 			r.bytea(s.KeyID)
 			r.bytea(s.MAC)
 		}
+	}
+}
+
+// span counts an event to the last span, or begins one with it.
+func (d *record) span(at stamp) {
+	if d.total%audit.SpanSize == 0 {
+		d.spans = append(d.spans, span{at, at})
+	}
+	last := &d.spans[len(d.spans)-1]
+	last.earliest, last.latest = min(last.earliest, at), max(last.latest, at)
+}
+
+// fillSpans writes those that have all their events.
+func (d *record) fillSpans(r *rows) {
+	for i := range d.total / audit.SpanSize {
+		if !r.next() {
+			return
+		}
+		r.int8(i*audit.SpanSize + 1)
+		r.int8((i + 1) * audit.SpanSize)
+		r.time(d.spans[i].earliest, d.spans[i].latest)
 	}
 }
 

@@ -32,7 +32,7 @@ const chainLock = 0x6365727461756474
 
 // Schema is audit's part of the database. Nobody may change or delete an event or a checkpoint.
 func Schema() pg.Schema {
-	return pg.Schema{Name: "audit", FS: migrations, AppendOnly: []string{"events", "checkpoints", "checkpoint_seals"}}
+	return pg.Schema{Name: "audit", FS: migrations, AppendOnly: []string{"events", "checkpoints", "checkpoint_seals", "spans"}}
 }
 
 // Store reads and appends.
@@ -72,8 +72,12 @@ func (s *Store) Append(ctx context.Context, events []*core.Event) (int, error) {
 		if fresh, err = s.mark(head, fresh); err != nil {
 			return err
 		}
+		before := head.Sequence
 		head = core.Chain(fresh, head, time.Now())
 		if err := insert(ctx, tx, fresh); err != nil {
+			return err
+		}
+		if err := endSpans(ctx, tx, before, head.Sequence); err != nil {
 			return err
 		}
 		if err := s.moveHead(ctx, tx, head); err != nil {
@@ -197,10 +201,10 @@ func (f Filter) conditions() search.Filter {
 		w.Equal("action", f.Action)
 	}
 	if !f.After.IsZero() {
-		w.Bound("time", "time >= ?", f.After)
+		w.SpannedBound("time", "time >= ?", "latest >= ?", f.After)
 	}
 	if !f.Before.IsZero() {
-		w.Bound("time", "time < ?", f.Before)
+		w.SpannedBound("time", "time < ?", "earliest < ?", f.Before)
 	}
 	return w
 }
@@ -221,7 +225,7 @@ func (f Filter) search() search.Search {
 		Table: search.Table{
 			Columns: columns, From: "events e", ID: "sequence", Few: []string{"resource_id"},
 			Leads:   map[string][]string{"sequence": {"actor_id", "action", "outcome", "resource_type", "actor_type"}},
-			Covered: map[string][]string{"time": {"sequence"}},
+			Covered: map[string][]string{"time": {"sequence"}}, Spans: allSpans,
 		},
 		Filter: f.conditions(), Order: f.Order, After: f.Cursor, Limit: f.Limit,
 	}
