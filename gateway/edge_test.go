@@ -3,6 +3,7 @@ package gateway_test
 import (
 	"crypto/tls"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"strings"
@@ -221,6 +222,33 @@ func TestCORSIsForConfiguredOriginsOnly(t *testing.T) {
 	require.Equal(t, http.StatusCreated, c.StatusCode)
 }
 
+func TestACRLIsSentInPiecesAndNeverCutShortInSilence(t *testing.T) {
+	t.Parallel()
+	w := start(t, nil)
+	a := w.get(t, "/api/v1/issuers/iss-local/crl")
+	require.Equal(t, "\x30\x02\x05\x00", a.body)
+	require.Equal(t, "application/pkix-crl", a.Header.Get("Content-Type"))
+	require.Equal(t, "private, no-cache", a.Header.Get("Cache-Control"))
+	caller, _ := w.issuance.last()
+	require.False(t, caller.IsAnonymous())
+	require.Equal(t, http.StatusNotModified, w.get(t, "/api/v1/issuers/iss-local/crl", "If-None-Match: "+a.Header.Get("ETag")).StatusCode)
+	w.issuance.forget()
+	head := w.request(t, http.MethodHead, "/api/v1/issuers/iss-local/crl", "")
+	require.Equal(t, "4", head.Header.Get("Content-Length"))
+	require.Len(t, w.issuance.callers, 1, "only the first piece")
+	require.Equal(t, http.StatusNotFound, w.get(t, "/api/v1/issuers/iss-other/crl").StatusCode)
+	require.Equal(t, http.StatusBadRequest, w.get(t, "/api/v1/issuers/iss-local/crl?offset=2").StatusCode)
+
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.url+"/crl/iss-broken.crl", http.NoBody)
+	require.NoError(t, err)
+	answer, err := w.client.Do(r) // fails here or while it is read, as it has not many bytes
+	if err == nil {
+		_, err = io.ReadAll(answer.Body)
+		_ = answer.Body.Close()
+	}
+	require.Error(t, err)
+}
+
 func TestPublicRoutesNeedNoKey(t *testing.T) {
 	t.Parallel()
 	w := start(t, nil)
@@ -229,7 +257,8 @@ func TestPublicRoutesNeedNoKey(t *testing.T) {
 	a := w.get(t, "/crl/iss-local.crl", anonymous)
 	require.Equal(t, http.StatusOK, a.StatusCode)
 	require.Equal(t, "application/pkix-crl", a.Header.Get("Content-Type"))
-	require.Equal(t, "\x30\x00", a.body)
+	require.Equal(t, "\x30\x02\x05\x00", a.body)
+	require.Equal(t, "4", a.Header.Get("Content-Length"))
 	caller, _ := w.issuance.last()
 	require.True(t, caller.IsAnonymous())
 	require.Equal(t, http.StatusNotModified, w.get(t, "/crl/iss-local.crl", anonymous, "If-None-Match: "+a.Header.Get("ETag")).StatusCode)

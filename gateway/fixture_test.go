@@ -72,6 +72,12 @@ func (c *calls) note(ctx context.Context) {
 	c.md = append(c.md, md)
 }
 
+func (c *calls) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.callers, c.md = nil, nil
+}
+
 func (c *calls) last() (rpcctx.Caller, metadata.MD) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -229,12 +235,19 @@ type issuance struct {
 	calls
 }
 
-func (f *issuance) GetCrl(ctx context.Context, r *issuancev1.GetCrlRequest) (*httpbody.HttpBody, error) {
+// ReadCrl gives a CRL of four bytes, two at a time; that of iss-broken has only two of them.
+func (f *issuance) ReadCrl(ctx context.Context, r *issuancev1.ReadCrlRequest) (*issuancev1.ReadCrlResponse, error) {
 	f.note(ctx)
-	if r.GetIssuerId() != "iss-local" {
+	switch {
+	case r.GetIssuerId() != "iss-local" && r.GetIssuerId() != "iss-broken":
 		return nil, errs.New(errs.NotFound, "ISSUER_NOT_FOUND", "no such issuer")
+	case r.GetOffset() == 0 && r.GetNumber() == 0:
+		return &issuancev1.ReadCrlResponse{Number: 7, Size: 4, Data: []byte{0x30, 0x02}}, nil
+	case r.GetOffset() == 2 && r.GetNumber() == 7 && r.GetIssuerId() == "iss-local":
+		return &issuancev1.ReadCrlResponse{Number: 7, Size: 4, Data: []byte{0x05, 0x00}}, nil
+	default:
+		return nil, errs.New(errs.NotFound, "CRL_NOT_FOUND", "no such piece")
 	}
-	return &httpbody.HttpBody{ContentType: "application/pkix-crl", Data: []byte{0x30, 0x00}}, nil
 }
 
 type scheduler struct {

@@ -8,6 +8,9 @@ type condition struct {
 	tags []string // opaque tags with their quotes, without W/
 }
 
+// Match tells whether lines of If-None-Match name a tag.
+func Match(lines []string, tag string) bool { return parse(lines).match(tag) }
+
 // parse reads the lines of If-None-Match. What is no entity tag ends a line: it can match nothing.
 func parse(lines []string) condition {
 	var c condition

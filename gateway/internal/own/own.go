@@ -12,10 +12,11 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/genproto/googleapis/api/httpbody"
 	"google.golang.org/grpc"
 
+	"github.com/certctl/certctl/gateway/internal/crl"
 	"github.com/certctl/certctl/gateway/internal/docs"
+	"github.com/certctl/certctl/gateway/internal/etag"
 	"github.com/certctl/certctl/gateway/internal/problem"
 	"github.com/certctl/certctl/gateway/internal/route"
 	"github.com/certctl/certctl/pkg/errs"
@@ -26,8 +27,8 @@ import (
 	issuancev1 "github.com/certctl/certctl/proto/gen/go/certctl/issuance/v1"
 )
 
-// publicMaxAge is how long caches may keep a CRL or a CA certificate, in seconds: a revocation should not wait long.
-const publicMaxAge = "60"
+// publicCaching lets caches keep a CRL or a CA certificate, for some seconds: a revocation should not wait long.
+const publicCaching = "public, max-age=60"
 
 // Deps is what the routes work with.
 type Deps struct {
@@ -47,7 +48,7 @@ func Routes(deps Deps) ([]*route.Route, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := publisher{crls: issuancev1.NewCrlServiceClient(deps.Issuance), timeout: deps.Timeout}
+	p := publisher{client: issuancev1.NewCrlServiceClient(deps.Issuance), timeout: deps.Timeout}
 	public := map[string]http.Handler{
 		"/":                http.RedirectHandler("/docs", http.StatusFound),
 		"/health":          http.HandlerFunc(alive),
@@ -130,53 +131,55 @@ func ready(deps Deps) http.Handler {
 	})
 }
 
-// publisher serves what relying parties fetch without a credential (RFC 5280, sections 4.2.1.13 and 4.2.2.1).
+// publisher serves what relying parties fetch without a credential (RFC 5280, sections 4.2.1.13 and 4.2.2.1). The calls are anonymous:
+// what is published here is what nobody needs a role for.
 type publisher struct {
-	crls    issuancev1.CrlServiceClient
+	client  issuancev1.CrlServiceClient
 	timeout time.Duration
 }
 
 func (p publisher) crl(w http.ResponseWriter, r *http.Request) {
-	p.publish(w, r, ".crl", "application/pkix-crl", func(ctx context.Context, id string) (*httpbody.HttpBody, error) {
-		return p.crls.GetCrl(ctx, &issuancev1.GetCrlRequest{IssuerId: id})
+	publish(w, r, ".crl", func(r *http.Request, id string) error {
+		return crl.Handler{Client: p.client, Timeout: p.timeout}.Serve(w, r, id, publicCaching)
 	})
 }
 
 func (p publisher) ca(w http.ResponseWriter, r *http.Request) {
-	p.publish(w, r, ".pem", "application/x-pem-file", func(ctx context.Context, id string) (*httpbody.HttpBody, error) {
-		return p.crls.GetCaCertificate(ctx, &issuancev1.GetCaCertificateRequest{IssuerId: id})
+	publish(w, r, ".pem", func(r *http.Request, id string) error {
+		ctx, cancel := context.WithTimeout(r.Context(), p.timeout)
+		defer cancel()
+		body, err := p.client.GetCaCertificate(ctx, &issuancev1.GetCaCertificateRequest{IssuerId: id})
+		if err != nil {
+			return err //nolint:wrapcheck // the client gets the status as it is
+		}
+		sum := sha256.Sum256(body.GetData())
+		tag := `"` + hex.EncodeToString(sum[:]) + `"`
+		h := w.Header()
+		h.Set("Cache-Control", publicCaching)
+		h.Set("ETag", tag)
+		if etag.Match(r.Header.Values("If-None-Match"), tag) {
+			w.WriteHeader(http.StatusNotModified)
+			return nil
+		}
+		h.Set("Content-Type", "application/x-pem-file")
+		h.Set("Content-Length", strconv.Itoa(len(body.GetData())))
+		_, _ = w.Write(body.GetData()) // the client left; nobody is there to be told
+		return nil
 	})
 }
 
-// publish answers a file of an issuer. The call is anonymous: what is published here is what nobody needs a role for.
-func (p publisher) publish(w http.ResponseWriter, r *http.Request, suffix, contentType string, get func(context.Context, string) (*httpbody.HttpBody, error)) {
+// publish answers a file that is named after an issuer.
+func publish(w http.ResponseWriter, r *http.Request, suffix string, serve func(r *http.Request, id string) error) {
 	name := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
 	id, ok := strings.CutSuffix(name, suffix)
 	if !ok || id == "" {
 		problem.Write(w, problem.NotFound(r.URL.Path))
 		return
 	}
-	ctx, cancel := context.WithTimeout(rpcctx.WithCaller(r.Context(), rpcctx.AnonymousCaller()), p.timeout)
-	defer cancel()
-	body, err := get(ctx, id)
-	if err != nil {
+	w.Header().Set("Cross-Origin-Resource-Policy", "cross-origin")
+	if err := serve(r.WithContext(rpcctx.WithCaller(r.Context(), rpcctx.AnonymousCaller())), id); err != nil {
 		problem.Write(w, published(err, r.URL.Path))
-		return
 	}
-	sum := sha256.Sum256(body.GetData())
-	h := w.Header()
-	h.Set("Content-Type", contentType)
-	h.Set("Cache-Control", "public, max-age="+publicMaxAge)
-	h.Set("Cross-Origin-Resource-Policy", "cross-origin")
-	tag := `"` + hex.EncodeToString(sum[:]) + `"`
-	h.Set("ETag", tag)
-	if strings.Contains(r.Header.Get("If-None-Match"), tag) {
-		h.Del("Content-Type")
-		w.WriteHeader(http.StatusNotModified)
-		return
-	}
-	h.Set("Content-Length", strconv.Itoa(len(body.GetData())))
-	_, _ = w.Write(body.GetData()) // the client left; nobody is there to be told
 }
 
 // published makes of a name that can be no issuer's what it is for the reader of a URL: nothing is there.

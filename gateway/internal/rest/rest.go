@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"path"
 	"strings"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/certctl/certctl/gateway/internal/crl"
 	"github.com/certctl/certctl/gateway/internal/etag"
 	"github.com/certctl/certctl/gateway/internal/problem"
 	"github.com/certctl/certctl/gateway/internal/route"
@@ -51,11 +53,12 @@ type Handler struct {
 	cfg  Config
 	deps Deps
 	mux  *runtime.ServeMux
+	crls crl.Handler
 }
 
 // New makes a handler.
 func New(cfg Config, deps Deps) (*Handler, error) {
-	h := &Handler{cfg: cfg, deps: deps}
+	h := &Handler{cfg: cfg, deps: deps, crls: crl.Handler{Client: issuancev1.NewCrlServiceClient(deps.Backends[route.Issuance]), Timeout: cfg.Timeout}}
 	h.mux = runtime.NewServeMux(
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, newMarshaler()),
 		runtime.WithIncomingHeaderMatcher(incoming),
@@ -104,6 +107,12 @@ func (h *Handler) Serve(w http.ResponseWriter, r *http.Request, rt *route.Route)
 	inner, err := h.translate(r, rt)
 	if err != nil {
 		problem.Write(w, err)
+		return
+	}
+	if rt.RPC.Method == issuancev1.CrlService_GetCrl_FullMethodName {
+		if err := h.crls.Serve(w, r, path.Base(path.Dir(inner.URL.Path)), "private, no-cache"); err != nil {
+			problem.Write(w, err)
+		}
 		return
 	}
 	ctx, cancel := context.WithTimeout(inner.Context(), h.cfg.Timeout)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/certctl/certctl/gateway/internal/etag"
 	"github.com/certctl/certctl/gateway/internal/route"
+	issuancev1 "github.com/certctl/certctl/proto/gen/go/certctl/issuance/v1"
 )
 
 // notes is a connection that notes what is called.
@@ -68,7 +69,11 @@ func TestEachRouteReachesItsMethodAtItsService(t *testing.T) {
 		h.Serve(rec, httptest.NewRequestWithContext(t.Context(), rt.Verb, path, strings.NewReader(body)), rt)
 		require.Less(t, rec.Code, 300, "%s %s: %s", rt.Verb, path, rec.Body)
 		require.NotEmpty(t, called, path)
-		require.Equal(t, rt.RPC.Backend+rt.RPC.Method, called[len(called)-1], path)
+		method := rt.RPC.Method
+		if method == issuancev1.CrlService_GetCrl_FullMethodName {
+			method = issuancev1.CrlService_ReadCrl_FullMethodName // the same in pieces
+		}
+		require.Equal(t, rt.RPC.Backend+method, called[len(called)-1], path)
 	}
 }
 

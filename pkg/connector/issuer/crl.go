@@ -2,8 +2,8 @@ package issuer
 
 import (
 	"fmt"
+	"io"
 	"math/big"
-	"slices"
 	"time"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -17,73 +17,33 @@ type CRLEntry struct {
 	Reason       Reason
 }
 
-// CRLEntries are the entries of a CRL, encoded when they are added: a million of them take 40 MB. The zero value is empty. A copy
-// may be added to without changing the original.
-type CRLEntries struct {
-	// full are parts of crlPart bytes and a little more, which nothing changes: what grows, and what a copy of its own needs, is last.
-	full [][]byte
-	last []byte
-	n    int
-}
-
-// crlPart is what makes a part of the entries full.
-const crlPart = 256 << 10
-
-// NewCRLEntries encodes some.
-func NewCRLEntries(list ...CRLEntry) (CRLEntries, error) {
-	var e CRLEntries
-	for _, entry := range list {
-		if err := e.Add(entry); err != nil {
-			return CRLEntries{}, err
-		}
+// AppendDER adds an entry to b as revokedCertificates holds it (RFC 5280, section 5.1), up to 50 bytes. Reason unspecified is left out
+// (section 5.3.1), and an entry with removeFromCRL as a whole: it has a place in delta CRLs only, and means that the certificate is not
+// revoked any more. The error is a *PermanentError.
+func (e CRLEntry) AppendDER(b []byte) ([]byte, error) {
+	if err := CheckSerial(e.SerialNumber); err != nil {
+		return nil, &PermanentError{Fault: FaultRequest, Reason: "CRL_REFUSED", Message: "an entry is refused", Cause: err}
 	}
-	return e, nil
-}
-
-// Len is how many there are.
-func (e CRLEntries) Len() int { return e.n }
-
-// DER are the entries as revokedCertificates holds them (RFC 5280, section 5.1), one after the other, without what is around them: in
-// parts, which are not to be changed.
-func (e CRLEntries) DER() [][]byte { return append(slices.Clip(e.full), e.last) }
-
-// Clone is a copy that shares memory with the original. Either may be added to.
-func (e CRLEntries) Clone() CRLEntries {
-	return CRLEntries{full: slices.Clip(e.full), last: slices.Clip(e.last), n: e.n}
-}
-
-// Add encodes one more; it is the caller's to add none twice. Reason unspecified is left out (section 5.3.1), and an entry with
-// removeFromCRL as a whole: it has a place in delta CRLs only, and means that the certificate is not revoked any more. The error is
-// a *PermanentError.
-func (e *CRLEntries) Add(entry CRLEntry) error {
-	if err := CheckSerial(entry.SerialNumber); err != nil {
-		return &PermanentError{Fault: FaultRequest, Reason: "CRL_REFUSED", Message: "an entry is refused", Cause: err}
+	if e.Reason == RemoveFromCRL {
+		return b, nil
 	}
-	if entry.Reason == RemoveFromCRL {
-		return nil
+	if !e.Reason.Valid() {
+		return nil, Permanent("CRL_REFUSED", "serial number %s has %s", FormatSerial(e.SerialNumber), e.Reason)
 	}
-	if !entry.Reason.Valid() {
-		return Permanent("CRL_REFUSED", "serial number %s has %s", FormatSerial(entry.SerialNumber), entry.Reason)
-	}
-	if len(e.last) >= crlPart {
-		e.full, e.last = append(e.full, e.last), make([]byte, 0, crlPart+crlPart/64)
-	}
-	b := cryptobyte.NewBuilder(e.last)
-	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddASN1BigInt(entry.SerialNumber)
-		addTime(b, entry.RevokedAt.UTC())
-		if entry.Reason != Unspecified {
+	out := cryptobyte.NewBuilder(b)
+	out.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1BigInt(e.SerialNumber)
+		addTime(b, e.RevokedAt.UTC())
+		if e.Reason != Unspecified {
 			// entryExtensions with reasonCode (2.5.29.21), an ENUMERATED.
-			b.AddBytes([]byte{0x30, 0x0c, 0x30, 0x0a, 0x06, 0x03, 0x55, 0x1d, 0x15, 0x04, 0x03, 0x0a, 0x01, byte(entry.Reason)})
+			b.AddBytes([]byte{0x30, 0x0c, 0x30, 0x0a, 0x06, 0x03, 0x55, 0x1d, 0x15, 0x04, 0x03, 0x0a, 0x01, byte(e.Reason)})
 		}
 	})
-	der, err := b.Bytes()
+	der, err := out.Bytes()
 	if err != nil {
-		return fmt.Errorf("encode entry of CRL: %w", err)
+		return nil, fmt.Errorf("encode entry of CRL: %w", err)
 	}
-	e.last = der
-	e.n++
-	return nil
+	return der, nil
 }
 
 // addTime writes times until 2049 as UTCTime and later ones as GeneralizedTime (RFC 5280, section 5.1.2.6).
@@ -94,4 +54,26 @@ func addTime(b *cryptobyte.Builder, t time.Time) {
 		return
 	}
 	b.AddASN1GeneralizedTime(t)
+}
+
+// CRLEntries are the entries of a CRL, each as AppendDER makes it, one after the other. There may be too many of them to be in memory.
+// The zero value is none.
+type CRLEntries struct {
+	Size  int64 // in bytes
+	Write func(to io.Writer) error
+}
+
+// NewCRLEntries has a few in memory.
+func NewCRLEntries(list ...CRLEntry) (CRLEntries, error) {
+	var der []byte
+	var err error
+	for _, e := range list {
+		if der, err = e.AppendDER(der); err != nil {
+			return CRLEntries{}, err
+		}
+	}
+	return CRLEntries{Size: int64(len(der)), Write: func(to io.Writer) error {
+		_, err := to.Write(der)
+		return err //nolint:wrapcheck // as the writer has it
+	}}, nil
 }

@@ -79,9 +79,9 @@ type Metered interface {
 	Account() *account.Guard
 }
 
-// CRLSigner signs a certificate revocation list (RFC 5280, section 5) and gives it as DER.
+// CRLSigner signs a certificate revocation list (RFC 5280, section 5).
 type CRLSigner interface {
-	SignCRL(ctx context.Context, r CRLRequest) ([]byte, error)
+	SignCRL(ctx context.Context, r CRLRequest) (SignedCRL, error)
 }
 
 // RenewalInformer tells when the CA wants a certificate renewed (RFC 9773).
@@ -243,6 +243,9 @@ type CRLRequest struct {
 	NextUpdate time.Time
 	Entries    CRLEntries
 }
+
+// SignedCRL is what stands around the entries of a CRL: Head, the entries and Tail are its DER.
+type SignedCRL struct{ Head, Tail []byte }
 
 // Window is when the CA wants a certificate renewed.
 type Window struct {

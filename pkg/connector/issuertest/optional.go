@@ -1,6 +1,7 @@
 package issuertest
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
@@ -231,15 +232,26 @@ func testCRL(t *testing.T, s Suite) {
 	now := time.Now().UTC().Truncate(time.Second)
 	entries, err := issuer.NewCRLEntries(issuer.CRLEntry{SerialNumber: big.NewInt(42), RevokedAt: now, Reason: issuer.KeyCompromise})
 	require.NoError(t, err)
-	der, err := signer.SignCRL(t.Context(), issuer.CRLRequest{Number: big.NewInt(7), ThisUpdate: now, NextUpdate: now.Add(time.Hour), Entries: entries})
+	signed, err := signer.SignCRL(t.Context(), issuer.CRLRequest{Number: big.NewInt(7), ThisUpdate: now, NextUpdate: now.Add(time.Hour), Entries: entries})
 	require.NoError(t, err)
-	crl, err := x509.ParseRevocationList(der)
+	crl, err := x509.ParseRevocationList(DER(t, signed, entries))
 	require.NoError(t, err)
 	require.NoError(t, crl.CheckSignatureFrom(chain[0]))
 	require.Zero(t, crl.Number.Cmp(big.NewInt(7)))
 	require.Len(t, crl.RevokedCertificateEntries, 1)
 	require.Zero(t, crl.RevokedCertificateEntries[0].SerialNumber.Cmp(big.NewInt(42)))
 	require.Equal(t, int(issuer.KeyCompromise), crl.RevokedCertificateEntries[0].ReasonCode)
+}
+
+// DER is all of a CRL.
+func DER(t testing.TB, signed issuer.SignedCRL, entries issuer.CRLEntries) []byte {
+	t.Helper()
+	der := bytes.NewBuffer(slices.Clone(signed.Head))
+	if entries.Size > 0 {
+		require.NoError(t, entries.Write(der))
+	}
+	der.Write(signed.Tail)
+	return der.Bytes()
 }
 
 func testChain(t *testing.T, s Suite) {

@@ -13,7 +13,8 @@ func (m *model) issuance() []table {
  email_addresses, uris, extended_key_usages, lifetime_seconds, csr, csr_sha256, request_sha256, serial_number, ca_reference, error_reason,
  error_message, create_time, submit_time, issue_time, end_time, deadline_time, attempts, revision, ca_key`, m.fillOrders},
 		{schema, "issued_certificates", `issuer_id, serial_number, order_id, certificate_id, fingerprint_sha256, not_before, not_after, certificate_pem`, m.fillIssued},
-		{schema, "revocations", `id, issuer_id, serial_number, certificate_id, reason, revocation_time, not_after, status, create_time, end_time`, m.fillRevocations},
+		{schema, "revocations", `id, issuer_id, serial_number, certificate_id, reason, revocation_time, not_after, status, create_time, end_time, crl_number`, m.fillRevocations},
+		{schema: schema, name: "crls"}, {schema: schema, name: "crl_parts"},
 	}
 }
 
@@ -76,7 +77,7 @@ func (m *model) fillIssued(r *rows) {
 	}
 }
 
-// fillRevocations leaves crl_number empty: only the services have the CA's key, and they make the CRL when they start.
+// fillRevocations has the first CRL list all. There is none yet, as only the services have the CA's key: they make it when they start.
 func (m *model) fillRevocations(r *rows) {
 	for _, v := range m.versions {
 		c := &m.certificates[v.certificate]
@@ -94,5 +95,6 @@ func (m *model) fillRevocations(r *rows) {
 		r.text("DONE")
 		done := c.revoked.add(50 * time.Millisecond)
 		r.time(done, done)
+		r.int8(1)
 	}
 }

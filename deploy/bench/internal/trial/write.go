@@ -2,6 +2,7 @@ package trial
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -184,6 +185,10 @@ func revoke(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
+	first, err := b.crl("revoke/first-crl", "first download of the CRL of the local issuer, which lists all that is revoked in the data")
+	if err != nil {
+		return err
+	}
 	r, err := b.meter().Run(ctx, load.Plan{Rate: rate, Workers: 8, Duration: b.For}, func(ctx context.Context, _, n int) error {
 		_, err := b.post(ctx, certificates+"/"+ids[n]+"/revoke", map[string]any{"reason": "SUPERSEDED"}, nil)
 		return err
@@ -193,13 +198,31 @@ func revoke(ctx context.Context, b *bench) error {
 	}
 	b.add(report.Figure{Name: "revoke", What: "revocation of a certificate of the local issuer, with " + revoked[0] + " revoked before", Goal: "p99 ≤ 20 ms; the CRL is not made in the request",
 		Met: r.Latency.P99 <= revokeGoal && clean(r), Reading: &r})
+	last, err := b.crl("revoke/crl", "download of the CRL of the local issuer after that")
+	if err != nil {
+		return err
+	}
+	for service, used := range last {
+		last[service] = max(used, first[service])
+	}
+	b.memory("revoke/memory", last)
+	return nil
+}
+
+// crl downloads the CRL of the local issuer, and gives what memory the services have then.
+func (b *bench) crl(name, what string) (map[string]int64, error) {
 	c := b.client()
 	defer c.Close()
 	began := time.Now()
 	crl, err := c.Want(0, "/api/v1/issuers/iss-local/crl", "", http.StatusOK)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	b.add(report.Figure{Name: "revoke/crl", What: "download of the CRL of the local issuer", Value: fmt.Sprintf("%d bytes in %s", len(crl.Body), time.Since(began).Round(100*time.Microsecond))})
-	return nil
+	took := time.Since(began)
+	list, err := x509.ParseRevocationList(crl.Body)
+	if err != nil {
+		return nil, fmt.Errorf("read CRL: %w", err)
+	}
+	b.add(report.Figure{Name: name, What: what, Value: fmt.Sprintf("%d entries, %d bytes in %s", len(list.RevokedCertificateEntries), len(crl.Body), took.Round(100*time.Microsecond))})
+	return b.site.Processes().Memory()
 }

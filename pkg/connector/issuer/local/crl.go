@@ -4,10 +4,15 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/binary"
 	"errors"
+	"fmt"
+	"hash"
 
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
@@ -16,82 +21,117 @@ import (
 )
 
 // SignCRL signs a complete v2 CRL (RFC 5280, section 5) of the issuing certificate, with the entries in their order. crypto/x509
-// makes all of it but the entries, of which a CRL may have too many to have each as a value.
-func (i *Issuer) SignCRL(ctx context.Context, r issuer.CRLRequest) ([]byte, error) {
+// makes all of it but the entries, of which a CRL may have too many to be in memory.
+func (i *Issuer) SignCRL(ctx context.Context, r issuer.CRLRequest) (issuer.SignedCRL, error) {
 	if err := issuer.NotSent(ctx); err != nil {
-		return nil, err
+		return issuer.SignedCRL{}, err
 	}
 	if err := checkCRL(r); err != nil {
-		return nil, err
+		return issuer.SignedCRL{}, err
 	}
-	der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
+	empty, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
 		Number: r.Number, ThisUpdate: r.ThisUpdate.UTC(), NextUpdate: r.NextUpdate.UTC(),
 	}, i.ca.certificate, i.ca.signer)
-	if err == nil && r.Entries.Len() > 0 {
-		der, err = i.withEntries(der, r.Entries.DER())
+	signed := issuer.SignedCRL{Head: empty}
+	if err == nil && r.Entries.Size > 0 {
+		signed, err = i.around(empty, r.Entries)
 	}
 	if err != nil {
-		return nil, refuse("CRL_NOT_SIGNED", "the CRL cannot be made", err)
+		return issuer.SignedCRL{}, refuse("CRL_NOT_SIGNED", "the CRL cannot be made", err)
 	}
-	return der, nil
+	return signed, nil
 }
 
-// withEntries puts entries into a CRL that has none, and signs it anew. All of it is made in one place, as it may be large: what is
-// signed, then what follows it, and at last the header of the whole before it.
-func (i *Issuer) withEntries(empty []byte, entries [][]byte) ([]byte, error) {
+// around signs a CRL that has none with entries.
+func (i *Issuer) around(empty []byte, entries issuer.CRLEntries) (issuer.SignedCRL, error) {
 	list, err := x509.ParseRevocationList(empty)
 	if err != nil {
-		return nil, err
+		return issuer.SignedCRL{}, err
 	}
 	head, algorithm, tail, err := cut(list.RawTBSRevocationList)
 	if err != nil {
-		return nil, err
+		return issuer.SignedCRL{}, err
 	}
-	size := 2*maxHeader + len(empty) + maxLengths
-	for _, part := range entries {
-		size += len(part)
+	head = append(head, sequenceHeader(entries.Size)...)
+	head = append(sequenceHeader(int64(len(head))+entries.Size+int64(len(tail))), head...)
+	m := newMessage(hashOf(list.SignatureAlgorithm))
+	if err := errors.Join(m.write(head), entries.Write(m), m.write(tail)); err != nil {
+		return issuer.SignedCRL{}, err
 	}
-	all := cryptobyte.NewBuilder(make([]byte, maxHeader, size))
-	all.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddBytes(head)
-		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-			for _, part := range entries {
-				b.AddBytes(part)
-			}
-		})
-		b.AddBytes(tail)
-	})
-	signed, err := all.Bytes()
+	if want := int64(len(head)) + entries.Size + int64(len(tail)); m.size != want {
+		return issuer.SignedCRL{}, fmt.Errorf("the entries have %d bytes more than they should", m.size-want)
+	}
+	signature, err := m.sign(i.ca.signer)
 	if err != nil {
-		return nil, err
+		return issuer.SignedCRL{}, err
 	}
-	signature, err := crypto.SignMessage(i.ca.signer, rand.Reader, signed[maxHeader:], hashOf(list.SignatureAlgorithm))
+	end := cryptobyte.NewBuilder(tail)
+	end.AddBytes(algorithm)
+	end.AddASN1BitString(signature)
+	tail, err = end.Bytes()
 	if err != nil {
-		return nil, err
+		return issuer.SignedCRL{}, err
 	}
-	if err := i.ca.certificate.CheckSignature(list.SignatureAlgorithm, signed[maxHeader:], signature); err != nil {
-		return nil, err
-	}
-	all.AddBytes(algorithm)
-	all.AddASN1BitString(signature)
-	out, err := all.Bytes()
-	if err != nil {
-		return nil, err
-	}
-	header := sequenceHeader(len(out) - maxHeader)
-	start := maxHeader - len(header)
-	copy(out[start:], header)
-	return out[start:], nil
+	return issuer.SignedCRL{Head: append(sequenceHeader(int64(len(head))+entries.Size+int64(len(tail))), head...), Tail: tail}, nil
 }
 
-// maxLengths is more than the lengths take that are longer with entries.
-const maxLengths = 64
+// message is what is signed: its hash as it comes, or all of it where the algorithm has no hash.
+type message struct {
+	hash   crypto.Hash
+	hashed hash.Hash
+	whole  bytes.Buffer
+	size   int64
+}
 
-// maxHeader is the most that sequenceHeader gives.
-const maxHeader = 2 + 8
+func newMessage(h crypto.Hash) *message {
+	m := &message{hash: h}
+	if h != 0 {
+		m.hashed = h.New()
+	}
+	return m
+}
+
+// Write implements io.Writer.
+func (m *message) Write(b []byte) (int, error) {
+	m.size += int64(len(b))
+	if m.hashed == nil {
+		return m.whole.Write(b) //nolint:wrapcheck // it has no errors
+	}
+	return m.hashed.Write(b) //nolint:wrapcheck // it has no errors
+}
+
+func (m *message) write(b []byte) error {
+	_, err := m.Write(b)
+	return err
+}
+
+// sign signs, and verifies what came of it, as crypto/x509 does.
+func (m *message) sign(signer crypto.Signer) ([]byte, error) {
+	signed := m.whole.Bytes()
+	if m.hashed != nil {
+		signed = m.hashed.Sum(nil)
+	}
+	signature, err := signer.Sign(rand.Reader, signed, m.hash)
+	if err != nil {
+		return nil, err
+	}
+	ok := false
+	switch key := signer.Public().(type) {
+	case *ecdsa.PublicKey:
+		ok = ecdsa.VerifyASN1(key, signed, signature)
+	case *rsa.PublicKey:
+		ok = rsa.VerifyPKCS1v15(key, m.hash, signed, signature) == nil
+	case ed25519.PublicKey:
+		ok = ed25519.Verify(key, signed, signature)
+	}
+	if !ok {
+		return nil, errors.New("the signature is not valid")
+	}
+	return signature, nil
+}
 
 // sequenceHeader is what stands before the content of a SEQUENCE of n bytes in DER (X.690, section 8.1.3).
-func sequenceHeader(n int) []byte {
+func sequenceHeader(n int64) []byte {
 	const short = 0x80
 	if n < short {
 		return []byte{byte(cbasn1.SEQUENCE), byte(n)}
@@ -118,7 +158,7 @@ func cut(tbs []byte) (head, algorithm, tail []byte, err error) {
 			algorithm = element
 		}
 	}
-	return content[:len(content)-len(rest)], algorithm, rest, nil
+	return bytes.Clone(content[:len(content)-len(rest)]), algorithm, bytes.Clone(rest), nil
 }
 
 // hashOf is the hash of an algorithm that x509 chooses for a CRL; Ed25519 has none.

@@ -80,6 +80,7 @@ func AuthzTable() rpc.AuthzTable {
 		issuancev1.OrderService_DismissOrder_FullMethodName: operators,
 
 		issuancev1.CrlService_GetCrl_FullMethodName:           everybody,
+		issuancev1.CrlService_ReadCrl_FullMethodName:          everybody,
 		issuancev1.CrlService_GetCaCertificate_FullMethodName: everybody,
 
 		issuancev1.IssuanceInternalService_CheckCertificateRequest_FullMethodName: peers,

@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"google.golang.org/genproto/googleapis/api/httpbody"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/certctl/certctl/pkg/errs"
 	"github.com/certctl/certctl/pkg/mutation"
@@ -166,12 +167,21 @@ type crls struct {
 
 // GetCrl implements issuancev1.CrlServiceServer.
 func (s *crls) GetCrl(ctx context.Context, r *issuancev1.GetCrlRequest) (*httpbody.HttpBody, error) {
-	crl, err := s.deps.Core.CRL(ctx, r.GetIssuerId())
+	_, der, err := s.deps.Core.CRL(ctx, r.GetIssuerId())
 	if err != nil {
 		return nil, err
 	}
 	// RFC 2585, section 4.2.
-	return &httpbody.HttpBody{ContentType: "application/pkix-crl", Data: crl.DER}, nil
+	return &httpbody.HttpBody{ContentType: "application/pkix-crl", Data: der}, nil
+}
+
+// ReadCrl implements issuancev1.CrlServiceServer.
+func (s *crls) ReadCrl(ctx context.Context, r *issuancev1.ReadCrlRequest) (*issuancev1.ReadCrlResponse, error) {
+	list, der, err := s.deps.Core.ReadCRL(ctx, r.GetIssuerId(), r.GetNumber(), r.GetOffset())
+	if err != nil {
+		return nil, err
+	}
+	return &issuancev1.ReadCrlResponse{Number: list.Number, Size: list.Bytes(), NextUpdate: timestamppb.New(list.NextUpdate), Data: der}, nil
 }
 
 // GetCaCertificate implements issuancev1.CrlServiceServer.

@@ -114,7 +114,7 @@ type Core struct {
 	known     *known
 	journal   *journal
 	crls      singleflight.Group
-	lists     *crlLists
+	rests     *rests
 	issuers   *page.Sorting
 	orders    *page.Sorting
 	profiles  *page.Sorting
@@ -141,7 +141,7 @@ func New(cfg Config, deps Deps) (*Core, error) {
 	}
 	c := &Core{
 		cfg: cfg, deps: deps, log: deps.Log, known: newKnown(),
-		lists: newCRLLists(), crlKick: tick.NewKicker(), orderKick: tick.NewKicker(), turns: newTurns(CallsPerIssuer),
+		rests: newRests(), crlKick: tick.NewKicker(), orderKick: tick.NewKicker(), turns: newTurns(CallsPerIssuer),
 		checkpoint: deps.Checkpoint,
 	}
 	c.journal = newJournal(c)

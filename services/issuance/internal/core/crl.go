@@ -3,6 +3,8 @@ package core
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"math/big"
 	"slices"
 	"sync"
@@ -22,83 +24,120 @@ import (
 const crlBackdate = time.Minute
 
 // crlShare is how many times as long as a CRL took the loop rests before the next one of the issuer: one of a million entries must
-// not keep a core busy while certificates are being revoked. Who asks for a CRL does not wait for the loop.
+// not keep a core busy while certificates are being revoked.
 const crlShare = 20
 
 // crlCheap is what a CRL may take for which the floor of the loop is rest enough.
 const crlCheap = 250 * time.Millisecond
 
-// crlNoted is in how many revocations at a time is noted that a CRL lists them.
-const crlNoted = 10_000
+// crlPrompt is up to how many entries a CRL is made for who asks for it. A larger one is left to the loop, which rests: who asks has
+// the last one meanwhile.
+const crlPrompt = 200_000
 
-// crlList is what a CRL that this process has made lists.
-type crlList struct {
-	number  int64
-	entries issuer.CRLEntries
-	whole   time.Time // when all was read
-	rest    time.Time // the loop makes no other before
+// crlBatch is how many revocations a transaction lists, and crlPart up to how many bytes a part is added to.
+const (
+	crlBatch = 10_000
+	crlPart  = 256 << 10
+)
+
+// rests tells until when the loop makes no other CRL, by issuer.
+type rests struct {
+	mu    sync.Mutex
+	until map[string]time.Time
 }
 
-// crlLists remembers them, by issuer, so that the next CRL costs a read of what is new.
-type crlLists struct {
-	mu   sync.Mutex
-	byID map[string]crlList
+func newRests() *rests { return &rests{until: map[string]time.Time{}} }
+
+func (r *rests) set(issuerID string, until time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.until[issuerID] = until
 }
 
-func newCRLLists() *crlLists { return &crlLists{byID: map[string]crlList{}} }
-
-func (l *crlLists) get(issuerID string) (crlList, bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	list, ok := l.byID[issuerID]
-	list.entries = list.entries.Clone()
-	return list, ok
-}
-
-func (l *crlLists) put(issuerID string, list crlList) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.byID[issuerID] = list
-}
-
-func (l *crlLists) resting(issuerID string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return time.Now().Before(l.byID[issuerID].rest)
+func (r *rests) resting(issuerID string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return time.Now().Before(r.until[issuerID])
 }
 
 // CRL gives the newest CRL of an issuer, DER. When revocations wait for the next one, or there is none yet, or it has run
-// out, that one is made first: what is revoked before the question is in the answer.
-func (c *Core) CRL(ctx context.Context, issuerID string) (store.CRL, error) {
-	latest, err := c.currentCRL(ctx, issuerID)
-	if err != nil || latest.DER != nil {
-		return latest, err
+// out, that one is made first: what is revoked before the question is in the answer, up to crlPrompt entries.
+func (c *Core) CRL(ctx context.Context, issuerID string) (store.CRL, []byte, error) {
+	list, der, err := c.ReadCRL(ctx, issuerID, 0, 0)
+	for err == nil && int64(len(der)) < list.Bytes() {
+		var more []byte
+		_, more, err = c.ReadCRL(ctx, issuerID, list.Number, int64(len(der)))
+		der = append(der, more...)
 	}
-	latest.DER, err = store.GetCRL(ctx, c.deps.DB.Pool, issuerID, latest.Number)
-	return latest, err
+	return list, der, err
 }
 
-// currentCRL makes sure that there is a CRL with all that was revoked before. One that it has not made itself has no DER.
+// ReadCRL gives bytes of a CRL from an offset on, about a megabyte; none at its end. Number 0 is the newest. The newest ten are kept:
+// of an older one the error is NotFound.
+func (c *Core) ReadCRL(ctx context.Context, issuerID string, number, offset int64) (store.CRL, []byte, error) {
+	if number == 0 {
+		latest, err := c.currentCRL(ctx, issuerID)
+		if err != nil {
+			return store.CRL{}, nil, err
+		}
+		number = latest.Number
+	}
+	list, err := store.GetCRL(ctx, c.deps.DB.Pool, issuerID, number)
+	if errors.Is(err, store.ErrNotFound) {
+		return store.CRL{}, nil, errs.New(errs.NotFound, "CRL_NOT_FOUND", "issuer %s has no CRL %d any more: ask for the newest", issuerID, number)
+	}
+	if err != nil {
+		return store.CRL{}, nil, err
+	}
+	der, err := c.readCRL(ctx, list, offset)
+	return list, der, err
+}
+
+func (c *Core) readCRL(ctx context.Context, list store.CRL, offset int64) ([]byte, error) {
+	entries, end := int64(len(list.Head)), int64(len(list.Head))+list.Size
+	if offset < 0 || offset > list.Bytes() {
+		return nil, errs.Field("offset", "is not in 0 to %d, the size of the CRL", list.Bytes())
+	}
+	var der []byte
+	if offset < entries {
+		der = slices.Clone(list.Head[offset:])
+	}
+	if at := offset + int64(len(der)); at < end {
+		some, err := store.CRLEntries(ctx, c.deps.DB.Pool, list, at-entries)
+		if err == nil && len(some) == 0 {
+			err = errs.New(errs.NotFound, "CRL_NOT_FOUND", "issuer %s has no CRL %d any more: ask for the newest", list.IssuerID, list.Number)
+		}
+		if err != nil {
+			return nil, err
+		}
+		der = append(der, some...)
+	}
+	if at := offset + int64(len(der)); at >= end {
+		der = append(der, list.Tail[at-end:]...)
+	}
+	return der, nil
+}
+
+// currentCRL makes sure that there is a CRL with all that was revoked before.
 func (c *Core) currentCRL(ctx context.Context, issuerID string) (store.CRL, error) {
 	// One that was being made when the question came may have been begun before the revocation: then it is made once more.
 	const attempts = 3
-	var made store.CRL
 	for attempt := 1; ; attempt++ {
 		latest, unlisted, err := store.LatestCRL(ctx, c.deps.DB.Pool, issuerID)
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return store.CRL{}, err
 		}
-		if latest.Number == made.Number {
-			latest.DER = made.DER
-		}
 		valid := err == nil && latest.NextUpdate.After(c.now())
-		if valid && !unlisted {
+		switch {
+		case valid && !unlisted:
 			return latest, nil
-		}
-		if valid && attempt > attempts {
+		case valid && latest.Entries > crlPrompt:
+			c.crlKick.Kick()
+			return latest, nil
+		case valid && attempt > attempts:
 			return latest, nil // revocations come faster than CRLs can be made: this one was begun after the question
 		}
-		if made, err = c.MakeCRL(ctx, issuerID); err != nil {
+		if err := c.MakeCRL(ctx, issuerID); err != nil {
 			if !valid {
 				return store.CRL{}, err
 			}
@@ -108,135 +147,155 @@ func (c *Core) currentCRL(ctx context.Context, issuerID string) (store.CRL, erro
 	}
 }
 
-// MakeCRL makes the next CRL of an issuer. Callers who ask at the same time get the same one; between replicas the number
-// decides: who comes second gets what the first stored.
-func (c *Core) MakeCRL(ctx context.Context, issuerID string) (store.CRL, error) {
-	got, err, _ := c.crls.Do(issuerID, func() (any, error) {
+// MakeCRL makes the next CRL of an issuer. Those who ask at the same time share one; between replicas the number decides: what who
+// comes second made is left, and what the first stored is there.
+func (c *Core) MakeCRL(ctx context.Context, issuerID string) error {
+	_, err, _ := c.crls.Do(issuerID, func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.CallTimeout)
 		defer cancel()
-		return c.makeCRL(ctx, issuerID)
+		return nil, c.makeCRL(ctx, issuerID)
 	})
-	if err != nil {
-		return store.CRL{}, err
-	}
-	made, ok := got.(store.CRL)
-	if !ok {
-		return store.CRL{}, errors.New("make CRL: no CRL")
-	}
-	return made, nil
+	return err
 }
 
-func (c *Core) makeCRL(ctx context.Context, issuerID string) (store.CRL, error) {
-	const attempts = 3 // each lost race means that another replica has stored one
-	for range attempts {
-		made, stored, err := c.nextCRL(ctx, issuerID)
-		if err != nil || stored {
-			return made, err
-		}
-		latest, unlisted, err := store.LatestCRL(ctx, c.deps.DB.Pool, issuerID)
-		if err != nil {
-			return store.CRL{}, err
-		}
-		if !unlisted {
-			latest.DER, err = store.GetCRL(ctx, c.deps.DB.Pool, issuerID, latest.Number)
-			return latest, err
-		}
-	}
-	return store.CRL{}, errs.New(errs.Unavailable, "CRL_BUSY", "the CRL of issuer %s is being made elsewhere: try again", issuerID)
-}
-
-func (c *Core) nextCRL(ctx context.Context, issuerID string) (made store.CRL, stored bool, err error) {
+func (c *Core) makeCRL(ctx context.Context, issuerID string) error {
 	i, in, err := c.issuerOf(ctx, issuerID)
 	if err != nil {
 		if errs.IsKind(err, errs.NotFound) {
-			return store.CRL{}, false, err
+			return err
 		}
-		return store.CRL{}, false, instanceError(i, err)
+		return instanceError(i, err)
 	}
 	signer, ok := in.Issuer.(issuer.CRLSigner)
 	if !ok {
-		return store.CRL{}, false, errs.New(errs.NotFound, "CRL_NOT_FOUND", "issuer %s publishes its CRL itself", issuerID)
+		return errs.New(errs.NotFound, "CRL_NOT_FOUND", "issuer %s publishes its CRL itself", issuerID)
 	}
-	latest, _, err := store.LatestCRL(ctx, c.deps.DB.Pool, issuerID)
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return store.CRL{}, false, err
-	}
-	now := c.now().Truncate(time.Second)
-	began := time.Now()
-	revoked, fresh, err := c.gather(ctx, issuerID, latest.Number, now)
+	now, began := c.now().Truncate(time.Second), time.Now()
+	next, err := c.listRevocations(ctx, issuerID, now)
 	if err != nil {
-		return store.CRL{}, false, err
+		return err
 	}
-	made = store.CRL{
-		IssuerID: issuerID, Number: latest.Number + 1, Entries: revoked.entries.Len(), ThisUpdate: now.Add(-crlBackdate), NextUpdate: now.Add(c.cfg.CRLValidity),
-	}
-	made.DER, err = signer.SignCRL(ctx, issuer.CRLRequest{
-		Number: big.NewInt(made.Number), ThisUpdate: made.ThisUpdate, NextUpdate: made.NextUpdate, Entries: revoked.entries,
+	next.ThisUpdate, next.NextUpdate = now.Add(-crlBackdate), now.Add(c.cfg.CRLValidity)
+	signed, err := signer.SignCRL(ctx, issuer.CRLRequest{
+		Number: big.NewInt(next.Number), ThisUpdate: next.ThisUpdate, NextUpdate: next.NextUpdate,
+		Entries: issuer.CRLEntries{Size: next.Size, Write: func(to io.Writer) error { return c.writeEntries(ctx, next, to) }},
 	})
 	if err != nil {
-		return store.CRL{}, false, instanceError(i, err)
+		return instanceError(i, err)
 	}
-	at := min(crlNoted, len(fresh))
-	if stored, err = c.storeCRL(ctx, made, fresh[:at]); err != nil || !stored {
-		return made, stored, err
+	next.Head, next.Tail = signed.Head, signed.Tail
+	if err := c.storeCRL(ctx, next); err != nil {
+		return err
 	}
-	if err := c.noteListed(ctx, made, fresh[at:]); err != nil {
-		// It is a CRL all the same. Those that are not noted are listed by the next one, which is read as a whole.
-		c.log.Warn("not all revocations are noted as listed; another CRL will be made for them", logx.ID(logx.KeyIssuer, issuerID), logx.Error(err))
-		return made, true, nil
-	}
-	revoked.number, revoked.rest = made.Number, time.Time{}
 	if took := time.Since(began); took > crlCheap {
-		revoked.rest = time.Now().Add(crlShare * took)
-	}
-	c.lists.put(issuerID, revoked)
-	return made, true, nil
-}
-
-// noteListed notes what is too much for the transaction that stored the CRL: a part that is lost costs another CRL, and nothing else.
-func (c *Core) noteListed(ctx context.Context, list store.CRL, ids []string) error {
-	for part := range slices.Chunk(ids, crlNoted) {
-		err := func() error {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.CallTimeout)
-			defer cancel()
-			return store.NoteListed(ctx, c.deps.DB.Pool, list.Number, part)
-		}()
-		if err != nil {
-			return err
-		}
+		c.rests.set(issuerID, time.Now().Add(crlShare*took))
 	}
 	return nil
 }
 
-// gather encodes what the CRL after the given one lists, and gives the ids of what no CRL lists yet. Where this process has made
-// that one, only those are read; what has ended since then goes when all is read again.
-func (c *Core) gather(ctx context.Context, issuerID string, after int64, now time.Time) (crlList, []string, error) {
-	var fresh []string
-	list, known := c.lists.get(issuerID)
-	add := func(l store.Listed) error {
-		serial, err := issuer.ParseSerial(l.SerialNumber)
+func (c *Core) writeEntries(ctx context.Context, list store.CRL, to io.Writer) error {
+	for at := int64(0); at < list.Size; {
+		some, err := store.CRLEntries(ctx, c.deps.DB.Pool, list, at)
 		if err != nil {
 			return err
 		}
-		if l.ID != "" {
-			fresh = append(fresh, l.ID)
+		if len(some) == 0 {
+			return errs.New(errs.Unavailable, "CRL_BUSY", "the CRL of issuer %s is being made elsewhere: try again", list.IssuerID)
 		}
-		return list.entries.Add(issuer.CRLEntry{SerialNumber: serial, RevokedAt: l.RevocationTime, Reason: issuer.Reason(uint8(l.Reason))})
+		if _, err := to.Write(some); err != nil {
+			return fmt.Errorf("read entries of CRL: %w", err)
+		}
+		at += int64(len(some))
 	}
-	if known && list.number == after && now.Before(list.whole.Add(c.cfg.CRLValidity/2)) {
-		return list, fresh, store.EachUnlisted(ctx, c.deps.DB.Pool, issuerID, add)
-	}
-	list = crlList{whole: now}
-	err := store.EachListed(ctx, c.deps.DB.Pool, issuerID, now.Add(-2*c.cfg.CRLValidity), add)
-	return list, fresh, err
+	return nil
 }
 
-func (c *Core) storeCRL(ctx context.Context, list store.CRL, fresh []string) (stored bool, err error) {
-	err = c.deps.DB.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		if stored, err = store.InsertCRL(ctx, tx, list); err != nil || !stored {
+// listRevocations adds what no CRL lists to the parts, and gives the number and the extent of the next CRL. What one transaction has
+// added stays, whatever becomes of that CRL.
+func (c *Core) listRevocations(ctx context.Context, issuerID string, now time.Time) (next store.CRL, err error) {
+	for more := true; more && err == nil; {
+		err = c.deps.DB.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error {
+			next, more, err = c.listSome(ctx, tx, issuerID, now)
 			return err
+		})
+	}
+	return next, err
+}
+
+func (c *Core) listSome(ctx context.Context, tx pgx.Tx, issuerID string, now time.Time) (next store.CRL, more bool, err error) {
+	if err := store.LockCRL(ctx, tx, issuerID); err != nil {
+		return store.CRL{}, false, err
+	}
+	latest, _, err := store.LatestCRL(ctx, tx, issuerID)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return store.CRL{}, false, err
+	}
+	next = store.CRL{IssuerID: issuerID, Number: latest.Number + 1}
+	last, err := store.LastCRLPart(ctx, tx, issuerID)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return store.CRL{}, false, err
+	}
+	if err != nil || last.Entries > 0 && !now.Before(last.BeginTime.Add(c.cfg.CRLValidity/2)) {
+		last, err = c.beginGeneration(ctx, tx, store.CRLPart{
+			IssuerID: issuerID, Part: 1, CRLExtent: store.CRLExtent{Generation: max(next.Number, last.Generation+1)}, BeginTime: now,
+		})
+		if err != nil {
+			return store.CRL{}, false, err
 		}
-		if err := store.NoteListed(ctx, tx, list.Number, fresh); err != nil {
+	}
+	fresh, err := store.ListRevocations(ctx, tx, issuerID, next.Number, crlBatch)
+	if err == nil {
+		last, err = addEntries(ctx, tx, last, fresh)
+	}
+	next.CRLExtent = last.CRLExtent
+	return next, len(fresh) == crlBatch, err
+}
+
+// beginGeneration reads all that is listed again, but for what has ended (RFC 5280, section 3.3: an entry stays until one CRL beyond the
+// certificate's end).
+func (c *Core) beginGeneration(ctx context.Context, tx pgx.Tx, last store.CRLPart) (store.CRLPart, error) {
+	if err := store.PutCRLPart(ctx, tx, last, nil); err != nil {
+		return last, err
+	}
+	after := ""
+	for {
+		some, err := store.RevocationsListed(ctx, tx, last.IssuerID, last.BeginTime.Add(-2*c.cfg.CRLValidity), after, crlBatch)
+		if err != nil {
+			return last, err
+		}
+		if last, err = addEntries(ctx, tx, last, some); err != nil || len(some) < crlBatch {
+			return last, err
+		}
+		after = some[len(some)-1].SerialNumber
+	}
+}
+
+// addEntries adds revocations to the last part, or to one after it, and gives what is the last then.
+func addEntries(ctx context.Context, tx pgx.Tx, last store.CRLPart, revocations []store.Listed) (store.CRLPart, error) {
+	if len(revocations) == 0 {
+		return last, nil
+	}
+	var der []byte
+	for _, r := range revocations {
+		serial, err := issuer.ParseSerial(r.SerialNumber)
+		if err != nil {
+			return last, err
+		}
+		if der, err = (issuer.CRLEntry{SerialNumber: serial, RevokedAt: r.RevocationTime, Reason: issuer.Reason(uint8(r.Reason))}).AppendDER(der); err != nil {
+			return last, err
+		}
+	}
+	if last.Length+len(der) > crlPart && last.Length > 0 {
+		last.Part, last.Length = last.Part+1, 0
+	}
+	last.Entries, last.Size, last.Length = last.Entries+len(revocations), last.Size+int64(len(der)), last.Length+len(der)
+	return last, store.PutCRLPart(ctx, tx, last, der)
+}
+
+func (c *Core) storeCRL(ctx context.Context, list store.CRL) error {
+	return c.deps.DB.Tx(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		stored, err := store.InsertCRL(ctx, tx, list)
+		if err != nil || !stored {
 			return err
 		}
 		return emit(ctx, tx, auditlog.Event(ctx, auditlog.Entry{
@@ -244,7 +303,6 @@ func (c *Core) storeCRL(ctx context.Context, list store.CRL, fresh []string) (st
 			Data: map[string]any{"number": list.Number, "entries": list.Entries, "next_update": list.NextUpdate.Format(time.RFC3339)},
 		}))
 	})
-	return stored, err
 }
 
 // RefreshCRLs makes the CRLs that are due: those of issuers with revocations that none lists yet, and those in the second
@@ -265,7 +323,7 @@ func (c *Core) RefreshCRLs(ctx context.Context) (int, error) {
 	for _, i := range all {
 		due, err := c.crlDue(ctx, i)
 		if err == nil && due {
-			if _, err = c.MakeCRL(ctx, i.ID); err == nil {
+			if err = c.MakeCRL(ctx, i.ID); err == nil {
 				made++
 				_, err = c.currentCRL(ctx, i.ID) // once more if it was begun before the revocation that made it due
 			}
@@ -284,7 +342,7 @@ func (c *Core) crlDue(ctx context.Context, i store.Issuer) (bool, error) {
 	if err != nil || !c.now().Before(half) {
 		return err == nil, err
 	}
-	if unlisted && c.lists.resting(i.ID) {
+	if unlisted && c.rests.resting(i.ID) {
 		c.crlKick.Kick() // the loop looks again
 		return false, nil
 	}

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -39,9 +40,9 @@ func (w *world) issue(issuerID string) (SubmitRequest, store.Order) {
 
 func (w *world) crl(issuerID string) *x509.RevocationList {
 	w.t.Helper()
-	stored, err := w.CRL(w.ctx(), issuerID)
+	_, der, err := w.CRL(w.ctx(), issuerID)
 	require.NoError(w.t, err)
-	list, err := x509.ParseRevocationList(stored.DER)
+	list, err := x509.ParseRevocationList(der)
 	require.NoError(w.t, err)
 	return list
 }
@@ -60,11 +61,11 @@ func TestARevokedCertificateIsInTheCRLAtOnceAndOpenSSLAgrees(t *testing.T) {
 	require.True(t, done)
 
 	dir := t.TempDir()
-	stored, err := w.CRL(w.ctx(), DefaultIssuerID)
+	_, der, err := w.CRL(w.ctx(), DefaultIssuerID)
 	require.NoError(t, err)
 	ca, err := w.CACertificates(w.ctx(), DefaultIssuerID)
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "crl"), stored.DER, 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "crl"), der, 0o600))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "ca"), ca, 0o600))
 	out, err := exec.CommandContext(t.Context(), openssl, "crl", "-inform", "DER", "-in", filepath.Join(dir, "crl"),
 		"-CAfile", filepath.Join(dir, "ca"), "-noout", "-text").CombinedOutput()
@@ -151,27 +152,37 @@ func TestReplicasNeverGiveTwoCRLsOneNumber(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	replicas := []*Core{w.Core, w.replica(), w.replica()}
+	revoked := w.copies(30)
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	seen := map[int64]string{}
 	for i := range 30 {
 		wg.Go(func() {
-			list, err := replicas[i%3].MakeCRL(w.ctx(), DefaultIssuerID)
-			if !errs.IsKind(err, errs.Unavailable) {
-				require.NoError(t, err)
-			}
+			w.revokeCopies(revoked[i : i+1])
+			require.NoError(t, replicas[i%3].MakeCRL(w.ctx(), DefaultIssuerID))
+			list, der, err := replicas[(i+1)%3].CRL(w.ctx(), DefaultIssuerID)
+			require.NoError(t, err)
+			parsed, err := x509.ParseRevocationList(der)
+			require.NoError(t, err)
+			require.Contains(t, serials(parsed), revoked[i], "what was revoked before the question")
 			mu.Lock()
 			defer mu.Unlock()
-			if before, ok := seen[list.Number]; ok && err == nil {
-				require.Equal(t, before, string(list.DER))
+			if before, ok := seen[list.Number]; ok {
+				require.Equal(t, before, string(der))
 			}
-			if err == nil {
-				seen[list.Number] = string(list.DER)
-			}
+			seen[list.Number] = string(der)
 		})
 	}
 	wg.Wait()
-	require.NotEmpty(t, seen)
+	all := w.crl(DefaultIssuerID)
+	require.ElementsMatch(t, revoked, serials(all), "each once")
+}
+
+func serials(list *x509.RevocationList) (out []string) {
+	for _, e := range list.RevokedCertificateEntries {
+		out = append(out, issuer.FormatSerial(e.SerialNumber))
+	}
+	return out
 }
 
 func TestTheLoopMakesTheCRLsThatAreDueAndNoOthers(t *testing.T) {
@@ -237,9 +248,9 @@ func TestADeletedIssuerStillAnswersForWhatItIssued(t *testing.T) {
 func TestACAThatPublishesItselfHasNoCRLHere(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	_, err := w.CRL(w.ctx(), fakeIssuer)
+	_, _, err := w.CRL(w.ctx(), fakeIssuer)
 	require.Equal(t, errs.NotFound, errs.KindOf(err))
-	_, err = w.CRL(w.ctx(), "iss-none")
+	_, _, err = w.CRL(w.ctx(), "iss-none")
 	require.Equal(t, errs.NotFound, errs.KindOf(err))
 	pem, err := w.CACertificates(w.ctx(), fakeIssuer)
 	require.NoError(t, err)
@@ -335,7 +346,7 @@ type gated struct {
 	open    chan struct{}
 }
 
-func (g gated) SignCRL(ctx context.Context, r issuer.CRLRequest) ([]byte, error) {
+func (g gated) SignCRL(ctx context.Context, r issuer.CRLRequest) (issuer.SignedCRL, error) {
 	select {
 	case g.entered <- struct{}{}:
 	default:
@@ -362,7 +373,7 @@ func TestACRLThatWasBegunBeforeARevocationIsNotTheAnswerAfterIt(t *testing.T) {
 	statements := w.countStatements()
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		_, err := w.CRL(w.ctx(), DefaultIssuerID)
+		_, _, err := w.CRL(w.ctx(), DefaultIssuerID)
 		require.NoError(t, err)
 	})
 	<-entered
@@ -373,9 +384,9 @@ func TestACRLThatWasBegunBeforeARevocationIsNotTheAnswerAfterIt(t *testing.T) {
 	before := len(statements())
 	for range askers {
 		wg.Go(func() {
-			list, err := w.CRL(w.ctx(), DefaultIssuerID)
+			_, der, err := w.CRL(w.ctx(), DefaultIssuerID)
 			require.NoError(t, err)
-			parsed, err := x509.ParseRevocationList(list.DER)
+			parsed, err := x509.ParseRevocationList(der)
 			require.NoError(t, err)
 			require.Len(t, parsed.RevokedCertificateEntries, 1)
 			require.Equal(t, o.SerialNumber, issuer.FormatSerial(parsed.RevokedCertificateEntries[0].SerialNumber))
@@ -529,59 +540,155 @@ func TestOfSeveralRevocationsOfOneCertificateTheFirstStaysAlsoWhenTheyComeTogeth
 	require.Equal(t, "req-1", told[0].GetRequestId())
 }
 
-func TestTheNextCRLReadsOnlyWhatNoneHasListed(t *testing.T) {
+func TestTheNextCRLReadsOnlyWhatNoneHasListedWhicheverReplicaMakesIt(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	revoke := func() string {
-		r, o := w.issue(DefaultIssuerID)
-		_, err := w.Revoke(w.ctx(), RevokeRequest{CertificateID: r.CertificateID, SerialNumbers: []string{o.SerialNumber}, Reason: keyCompromise})
-		require.NoError(t, err)
-		return o.SerialNumber
-	}
-	first := revoke()
-	require.Len(t, w.crl(DefaultIssuerID).RevokedCertificateEntries, 1)
-	// What was listed before is not looked at again by who has made the last CRL, and is by others.
-	_, err := w.deps.DB.Pool.Exec(w.ctx(), `UPDATE revocations SET reason = 5 WHERE serial_number = $1`, first)
+	revoked := w.copies(4)
+	w.revokeCopies(revoked[:1])
+	require.Equal(t, revoked[:1], serials(w.crl(DefaultIssuerID)))
+	// What was listed before is not looked at again.
+	_, err := w.deps.DB.Pool.Exec(w.ctx(), `UPDATE revocations SET reason = 5 WHERE serial_number = $1`, revoked[0])
 	require.NoError(t, err)
-	reasons := func(c *Core) map[string]int {
-		stored, err := c.CRL(w.ctx(), DefaultIssuerID)
+	for n, c := range []*Core{w.Core, w.replica(), w.Core} {
+		w.revokeCopies(revoked[n+1 : n+2])
+		_, der, err := c.CRL(w.ctx(), DefaultIssuerID)
 		require.NoError(t, err)
-		list, err := x509.ParseRevocationList(stored.DER)
+		list, err := x509.ParseRevocationList(der)
 		require.NoError(t, err)
-		out := map[string]int{}
-		for _, e := range list.RevokedCertificateEntries {
-			out[issuer.FormatSerial(e.SerialNumber)] = e.ReasonCode
-		}
-		return out
+		require.Equal(t, revoked[:n+2], serials(list))
+		require.EqualValues(t, keyCompromise, list.RevokedCertificateEntries[0].ReasonCode)
 	}
-	second := revoke()
-	require.Equal(t, map[string]int{first: 1, second: 1}, reasons(w.Core))
-	third := revoke()
-	other := w.replica()
-	require.Equal(t, map[string]int{first: 5, second: 1, third: 1}, reasons(other))
-	fourth := revoke()
-	require.Equal(t, map[string]int{first: 5, second: 1, third: 1, fourth: 1}, reasons(w.Core), "the last CRL was another replica's: all is read again")
+	w.clock.turn(w.cfg.CRLValidity)
+	require.Equal(t, 5, w.crl(DefaultIssuerID).RevokedCertificateEntries[0].ReasonCode, "a new generation reads all")
 }
 
-func TestOneCRLListsMoreThanIsNotedAtATime(t *testing.T) {
+// copies makes certificates that issuer iss-local has issued, and gives their serial numbers.
+func (w *world) copies(n int) (serials []string) {
+	w.t.Helper()
+	_, o := w.issue(DefaultIssuerID)
+	_, err := w.deps.DB.Pool.Exec(w.ctx(), `INSERT INTO orders SELECT (jsonb_populate_record(o, jsonb_build_object('id', 'copy-' || n))).*
+ FROM orders o, generate_series(1, $2::int) AS n WHERE o.id = $1`, o.ID, n)
+	require.NoError(w.t, err)
+	rows, err := w.deps.DB.Pool.Query(w.ctx(), `INSERT INTO issued_certificates SELECT (jsonb_populate_record(c,
+  jsonb_build_object('order_id', 'copy-' || n, 'serial_number', '10' || lpad(to_hex(n), 8, '0')))).*
+ FROM issued_certificates c, generate_series(1, $2::int) AS n WHERE c.order_id = $1 RETURNING serial_number`, o.ID, n)
+	require.NoError(w.t, err)
+	serials, err = pgx.CollectRows(rows, pgx.RowTo[string])
+	require.NoError(w.t, err)
+	return serials
+}
+
+// revokeCopies stores revocations as Revoke does for an issuer with a CRL.
+func (w *world) revokeCopies(serials []string) {
+	w.t.Helper()
+	_, err := w.deps.DB.Pool.Exec(w.ctx(), `INSERT INTO revocations (id, issuer_id, serial_number, certificate_id, reason, revocation_time, not_after, status)
+ SELECT order_id, issuer_id, serial_number, certificate_id, 1, now(), not_after, 'DONE' FROM issued_certificates WHERE serial_number = ANY($1)`, serials)
+	require.NoError(w.t, err)
+}
+
+func TestOneCRLListsMoreThanATransactionAndAPartHold(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	const many = 2*crlNoted + 1
-	_, o := w.issue(DefaultIssuerID)
-	for _, copied := range []string{
-		`INSERT INTO orders SELECT (jsonb_populate_record(o, jsonb_build_object('id', 'many-' || n))).* FROM orders o, generate_series(1, $2::int) AS n WHERE o.id = $1`,
-		`INSERT INTO issued_certificates SELECT (jsonb_populate_record(c, jsonb_build_object('order_id', 'many-' || n, 'serial_number', '10' || lpad(to_hex(n), 8, '0')))).*
- FROM issued_certificates c, generate_series(1, $2::int) AS n WHERE c.order_id = $1`,
-		`INSERT INTO revocations (id, issuer_id, serial_number, certificate_id, reason, revocation_time, not_after, status)
- SELECT order_id, issuer_id, serial_number, certificate_id, 4, now(), not_after, 'DONE' FROM issued_certificates WHERE order_id <> $1 LIMIT $2`,
-	} {
-		_, err := w.deps.DB.Pool.Exec(w.ctx(), copied, o.ID, many)
-		require.NoError(t, err)
-	}
+	const many = 2*crlBatch + 1
+	revoked := w.copies(many)
+	w.revokeCopies(revoked)
 	first := w.crl(DefaultIssuerID)
-	require.Len(t, first.RevokedCertificateEntries, many)
+	require.ElementsMatch(t, revoked, serials(first))
 	again := w.crl(DefaultIssuerID)
 	require.Equal(t, first.Number, again.Number, "all are noted: no other CRL is made for them")
+
+	whole, der, err := w.CRL(w.ctx(), DefaultIssuerID)
+	require.NoError(t, err)
+	require.Len(t, der, int(whole.Bytes()))
+	for _, offset := range []int64{0, 1, int64(len(whole.Head)) + 1, whole.Bytes() - 1, whole.Bytes()} {
+		_, piece, err := w.ReadCRL(w.ctx(), DefaultIssuerID, whole.Number, offset)
+		require.NoError(t, err)
+		require.True(t, bytes.HasPrefix(der[offset:], piece), "from byte %d on", offset)
+		require.Equal(t, offset == whole.Bytes(), len(piece) == 0)
+	}
+	_, _, err = w.ReadCRL(w.ctx(), DefaultIssuerID, whole.Number, whole.Bytes()+1)
+	require.Equal(t, errs.Invalid, errs.KindOf(err))
+	_, _, err = w.ReadCRL(w.ctx(), DefaultIssuerID, whole.Number+1, 0)
+	require.Equal(t, "CRL_NOT_FOUND", errs.ReasonOf(err))
+
+	w.clock.turn(w.cfg.CRLValidity)
+	require.NoError(t, w.MakeCRL(w.ctx(), DefaultIssuerID))
+	next := w.crl(DefaultIssuerID)
+	require.ElementsMatch(t, revoked, serials(next), "in a generation of their own, in which they are read in the order of serial numbers")
+	_, piece, err := w.ReadCRL(w.ctx(), DefaultIssuerID, whole.Number, 0)
+	require.NoError(t, err)
+	require.True(t, bytes.HasPrefix(der, piece), "who reads the one before goes on")
+}
+
+// TestACRLThatIsNotStoredIsMadeByWhoComesNext has the process end where its entries are in the parts and no CRL has them.
+func TestACRLThatIsNotStoredIsMadeByWhoComesNext(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	require.Empty(t, w.crl(DefaultIssuerID).RevokedCertificateEntries)
+	revoked := w.copies(2)
+	w.revokeCopies(revoked[:1])
+	_, err := w.listRevocations(w.ctx(), DefaultIssuerID, w.now())
+	require.NoError(t, err)
+	other := w.replica()
+	made, err := other.RefreshCRLs(w.ctx())
+	require.NoError(t, err)
+	require.Equal(t, 1, made)
+	require.Equal(t, revoked[:1], serials(w.crl(DefaultIssuerID)))
+}
+
+func TestOldCRLsAndTheirPartsGo(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.revokeCopies(w.copies(1))
+	_, err := w.deps.DB.Pool.Exec(w.ctx(), `UPDATE revocations SET not_after = not_after + interval '1 year'`)
+	require.NoError(t, err)
+	for range 15 {
+		w.clock.turn(w.cfg.CRLValidity/2 + time.Minute)
+		require.NoError(t, w.MakeCRL(w.ctx(), DefaultIssuerID))
+	}
+	var lists, generations int
+	require.NoError(t, w.deps.DB.Pool.QueryRow(w.ctx(), `SELECT (SELECT count(*) FROM crls), (SELECT count(DISTINCT generation) FROM crl_parts)`).Scan(&lists, &generations))
+	require.Equal(t, 10, lists)
+	require.LessOrEqual(t, generations, 10)
+	require.Greater(t, generations, 1)
+}
+
+// TestCRLsFromBeforeThereWerePartsAreReadAndGoneOnFrom starts from what the version before has left.
+func TestCRLsFromBeforeThereWerePartsAreReadAndGoneOnFrom(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	revoked := w.copies(2)
+	w.revokeCopies(revoked[:1])
+	list, der, err := w.CRL(w.ctx(), DefaultIssuerID)
+	require.NoError(t, err)
+	_, err = w.deps.DB.Pool.Exec(w.ctx(), `UPDATE crls SET der = $1, tail = '', generation = 0, size = 0`, der)
+	require.NoError(t, err)
+	_, err = w.deps.DB.Pool.Exec(w.ctx(), `DELETE FROM crl_parts`)
+	require.NoError(t, err)
+	same, again, err := w.CRL(w.ctx(), DefaultIssuerID)
+	require.NoError(t, err)
+	require.Equal(t, list.Number, same.Number)
+	require.Equal(t, der, again)
+	w.revokeCopies(revoked[1:])
+	require.ElementsMatch(t, revoked, serials(w.crl(DefaultIssuerID)))
+}
+
+// TestALargeCRLIsLeftToTheLoop has one that pretends to be large.
+func TestALargeCRLIsLeftToTheLoop(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	revoked := w.copies(2)
+	w.revokeCopies(revoked[:1])
+	require.Equal(t, revoked[:1], serials(w.crl(DefaultIssuerID)))
+	_, err := w.deps.DB.Pool.Exec(w.ctx(), `UPDATE crls SET entries = $1`, crlPrompt+1)
+	require.NoError(t, err)
+	w.revokeCopies(revoked[1:])
+	require.Equal(t, revoked[:1], serials(w.crl(DefaultIssuerID)), "who asks has the last one")
+	<-w.CRLKick()
+	made, err := w.RefreshCRLs(w.ctx())
+	require.NoError(t, err)
+	require.Equal(t, 1, made)
+	require.Equal(t, revoked, serials(w.crl(DefaultIssuerID)))
 }
 
 func TestTheLoopRestsAfterACRLThatTookLong(t *testing.T) {
@@ -589,7 +696,7 @@ func TestTheLoopRestsAfterACRLThatTookLong(t *testing.T) {
 	w := newWorld(t)
 	r, o := w.issue(DefaultIssuerID)
 	require.Empty(t, w.crl(DefaultIssuerID).RevokedCertificateEntries)
-	w.lists.put(DefaultIssuerID, crlList{rest: time.Now().Add(time.Hour)})
+	w.rests.set(DefaultIssuerID, time.Now().Add(time.Hour))
 	_, err := w.Revoke(w.ctx(), RevokeRequest{CertificateID: r.CertificateID, SerialNumbers: []string{o.SerialNumber}, Reason: keyCompromise})
 	require.NoError(t, err)
 
@@ -599,7 +706,7 @@ func TestTheLoopRestsAfterACRLThatTookLong(t *testing.T) {
 		require.NoError(t, err)
 		require.Zero(t, made, "it looks again later")
 	}
-	w.lists.put(DefaultIssuerID, crlList{})
+	w.rests.set(DefaultIssuerID, time.Time{})
 	made, err := w.RefreshCRLs(w.ctx())
 	require.NoError(t, err)
 	require.Equal(t, 1, made)

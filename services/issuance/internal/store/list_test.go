@@ -32,7 +32,11 @@ INSERT INTO issued_certificates (issuer_id, serial_number, order_id, certificate
  SELECT 'iss-' || 1 + n % 40, to_hex(n), 'ord-' || n, 'cert-' || n % 20000, 'f', now(), now() + n * interval '1 minute', 'pem' FROM generate_series(1, 100000) n;
 INSERT INTO revocations (id, issuer_id, serial_number, certificate_id, reason, revocation_time, not_after, status, crl_number, due_time)
  SELECT 'rev-' || n, 'iss-' || 1 + n % 40, to_hex(n), 'cert-' || n % 20000, 1, now(), now() + n * interval '1 minute',
- CASE WHEN n % 700 = 0 THEN 'PENDING' ELSE 'DONE' END, CASE WHEN n % 900 <> 0 THEN 1 END, CASE WHEN n % 700 = 0 THEN now() END FROM generate_series(1, 100000) n;
+ CASE WHEN n % 700 = 0 THEN 'PENDING' ELSE 'DONE' END, CASE WHEN n % 1000 <> 0 THEN 1 END, CASE WHEN n % 700 = 0 THEN now() END FROM generate_series(1, 100000) n;
+INSERT INTO crls (issuer_id, number, der, entries, this_update, next_update, generation, size, tail)
+ SELECT 'iss-' || i, n, 'head', 40 * 250, now(), now(), n, 250 * 1024, 'tail' FROM generate_series(1, 40) i, generate_series(1, 10) n;
+INSERT INTO crl_parts (issuer_id, generation, part, begin_time, entries, size, der)
+ SELECT 'iss-' || i, n, p, now(), 40 * p, 1024 * p, convert_to(repeat('x', 1024), 'UTF8') FROM generate_series(1, 40) i, generate_series(1, 10) n, generate_series(1, 250) p;
 UPDATE orders SET account = 'account-' || length(id) % 3, ca_key = substr(id, 5), issue_time = create_time WHERE status = 'ISSUED';
 INSERT INTO orphans (id, issuer_id, account, ca_key, ca_reference, ca_state, dns_names, reason, message, create_time, status)
  SELECT 'ord-o' || n, 'iss-' || 1 + n % 40, 'account-1', 'k' || n, '{}', CASE WHEN n % 3 = 0 THEN 'ISSUED' ELSE 'PENDING' END, '{}', 'r', 'm',
@@ -45,7 +49,7 @@ func TestEveryListAndEverySweepUsesAnIndexOn100000Rows(t *testing.T) {
 	db := d.Open(t, "issuance")
 	_, err := db.Pool.Exec(t.Context(), fill)
 	require.NoError(t, err)
-	_, err = d.Admin(t).Exec(t.Context(), `ANALYZE issuance.issuers, issuance.profiles, issuance.orders, issuance.issued_certificates, issuance.revocations, issuance.orphans`)
+	_, err = d.Admin(t).Exec(t.Context(), `ANALYZE issuance.issuers, issuance.profiles, issuance.orders, issuance.issued_certificates, issuance.revocations, issuance.orphans, issuance.crls, issuance.crl_parts`)
 	require.NoError(t, err)
 	spy := &spy{db: db.Pool, t: t}
 	ctx := t.Context()
@@ -100,13 +104,27 @@ func TestEveryListAndEverySweepUsesAnIndexOn100000Rows(t *testing.T) {
 	require.NoError(t, err)
 	_, err = RevocationsOf(ctx, spy, []SerialNumber{{"iss-7", "7"}})
 	require.NoError(t, err)
-	none := func(Listed) error { return nil }
-	require.NoError(t, EachListed(ctx, spy, "iss-7", time.Now(), none))
-	require.NoError(t, EachUnlisted(ctx, spy, "iss-7", none))
-	_, err = GetCRL(ctx, spy, "iss-7", 1)
-	require.ErrorIs(t, err, ErrNotFound)
-	_, _, err = LatestCRL(ctx, spy, "iss-7")
-	require.ErrorIs(t, err, ErrNotFound)
+	latest, unlisted, err := LatestCRL(ctx, spy, "iss-7")
+	require.NoError(t, err)
+	require.False(t, unlisted)
+	_, err = GetCRL(ctx, spy, "iss-7", latest.Number)
+	require.NoError(t, err)
+	last, err := LastCRLPart(ctx, spy, "iss-7")
+	require.NoError(t, err)
+	require.Equal(t, latest.CRLExtent, last.CRLExtent)
+	some, err := CRLEntries(ctx, spy, latest, 512)
+	require.NoError(t, err)
+	require.Len(t, some, 3*1024-512)
+	require.NoError(t, PutCRLPart(ctx, spy, last, []byte("more")))
+	listed, err := RevocationsListed(ctx, spy, "iss-7", time.Now(), "5", 10)
+	require.NoError(t, err)
+	require.Len(t, listed, 10)
+	_, err = ListRevocations(ctx, spy, "iss-7", latest.Number+1, 10)
+	require.NoError(t, err)
+	latest.Number++
+	stored, err := InsertCRL(ctx, spy, latest)
+	require.NoError(t, err)
+	require.True(t, stored)
 	orders, err := OrderLeases()
 	require.NoError(t, err)
 	_, err = orders.Claim(ctx, spy, 10, time.Minute)

@@ -140,7 +140,7 @@ func (x Profile_ExtendedKeyUsage) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Profile_ExtendedKeyUsage.Descriptor instead.
 func (Profile_ExtendedKeyUsage) EnumDescriptor() ([]byte, []int) {
-	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{16, 0}
+	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{18, 0}
 }
 
 // Issuer is a connection to a CA.
@@ -1082,6 +1082,137 @@ func (x *GetCrlRequest) GetIssuerId() string {
 	return ""
 }
 
+type ReadCrlRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	IssuerId string                 `protobuf:"bytes,1,opt,name=issuer_id,json=issuerId,proto3" json:"issuer_id,omitempty"`
+	// CRL number (RFC 5280, section 5.2.3); 0: the newest. The newest ten can be read.
+	Number        int64 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
+	Offset        int64 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadCrlRequest) Reset() {
+	*x = ReadCrlRequest{}
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadCrlRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadCrlRequest) ProtoMessage() {}
+
+func (x *ReadCrlRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadCrlRequest.ProtoReflect.Descriptor instead.
+func (*ReadCrlRequest) Descriptor() ([]byte, []int) {
+	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ReadCrlRequest) GetIssuerId() string {
+	if x != nil {
+		return x.IssuerId
+	}
+	return ""
+}
+
+func (x *ReadCrlRequest) GetNumber() int64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *ReadCrlRequest) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+type ReadCrlResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Number int64                  `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// Bytes of the whole CRL.
+	Size       int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	NextUpdate *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=next_update,json=nextUpdate,proto3" json:"next_update,omitempty"`
+	// DER from the offset on, up to 2 MiB; empty at the end.
+	Data          []byte `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadCrlResponse) Reset() {
+	*x = ReadCrlResponse{}
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadCrlResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadCrlResponse) ProtoMessage() {}
+
+func (x *ReadCrlResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadCrlResponse.ProtoReflect.Descriptor instead.
+func (*ReadCrlResponse) Descriptor() ([]byte, []int) {
+	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ReadCrlResponse) GetNumber() int64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *ReadCrlResponse) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *ReadCrlResponse) GetNextUpdate() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextUpdate
+	}
+	return nil
+}
+
+func (x *ReadCrlResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 type GetCaCertificateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	IssuerId      string                 `protobuf:"bytes,1,opt,name=issuer_id,json=issuerId,proto3" json:"issuer_id,omitempty"`
@@ -1091,7 +1222,7 @@ type GetCaCertificateRequest struct {
 
 func (x *GetCaCertificateRequest) Reset() {
 	*x = GetCaCertificateRequest{}
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[15]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1103,7 +1234,7 @@ func (x *GetCaCertificateRequest) String() string {
 func (*GetCaCertificateRequest) ProtoMessage() {}
 
 func (x *GetCaCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[15]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1116,7 +1247,7 @@ func (x *GetCaCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCaCertificateRequest.ProtoReflect.Descriptor instead.
 func (*GetCaCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{15}
+	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetCaCertificateRequest) GetIssuerId() string {
@@ -1155,7 +1286,7 @@ type Profile struct {
 
 func (x *Profile) Reset() {
 	*x = Profile{}
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[16]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1167,7 +1298,7 @@ func (x *Profile) String() string {
 func (*Profile) ProtoMessage() {}
 
 func (x *Profile) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[16]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1180,7 +1311,7 @@ func (x *Profile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Profile.ProtoReflect.Descriptor instead.
 func (*Profile) Descriptor() ([]byte, []int) {
-	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{16}
+	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Profile) GetId() string {
@@ -1287,7 +1418,7 @@ type ListProfilesRequest struct {
 
 func (x *ListProfilesRequest) Reset() {
 	*x = ListProfilesRequest{}
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[17]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1299,7 +1430,7 @@ func (x *ListProfilesRequest) String() string {
 func (*ListProfilesRequest) ProtoMessage() {}
 
 func (x *ListProfilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[17]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1312,7 +1443,7 @@ func (x *ListProfilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProfilesRequest.ProtoReflect.Descriptor instead.
 func (*ListProfilesRequest) Descriptor() ([]byte, []int) {
-	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{17}
+	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListProfilesRequest) GetPageSize() int32 {
@@ -1354,7 +1485,7 @@ type ListProfilesResponse struct {
 
 func (x *ListProfilesResponse) Reset() {
 	*x = ListProfilesResponse{}
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[18]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1366,7 +1497,7 @@ func (x *ListProfilesResponse) String() string {
 func (*ListProfilesResponse) ProtoMessage() {}
 
 func (x *ListProfilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[18]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1379,7 +1510,7 @@ func (x *ListProfilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProfilesResponse.ProtoReflect.Descriptor instead.
 func (*ListProfilesResponse) Descriptor() ([]byte, []int) {
-	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{18}
+	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListProfilesResponse) GetProfiles() []*Profile {
@@ -1412,7 +1543,7 @@ type GetProfileRequest struct {
 
 func (x *GetProfileRequest) Reset() {
 	*x = GetProfileRequest{}
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[19]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1555,7 @@ func (x *GetProfileRequest) String() string {
 func (*GetProfileRequest) ProtoMessage() {}
 
 func (x *GetProfileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[19]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1568,7 @@ func (x *GetProfileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProfileRequest.ProtoReflect.Descriptor instead.
 func (*GetProfileRequest) Descriptor() ([]byte, []int) {
-	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{19}
+	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetProfileRequest) GetId() string {
@@ -1456,7 +1587,7 @@ type GetProfileResponse struct {
 
 func (x *GetProfileResponse) Reset() {
 	*x = GetProfileResponse{}
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[20]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1468,7 +1599,7 @@ func (x *GetProfileResponse) String() string {
 func (*GetProfileResponse) ProtoMessage() {}
 
 func (x *GetProfileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[20]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1481,7 +1612,7 @@ func (x *GetProfileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProfileResponse.ProtoReflect.Descriptor instead.
 func (*GetProfileResponse) Descriptor() ([]byte, []int) {
-	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{20}
+	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetProfileResponse) GetProfile() *Profile {
@@ -1501,7 +1632,7 @@ type CreateProfileRequest struct {
 
 func (x *CreateProfileRequest) Reset() {
 	*x = CreateProfileRequest{}
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[21]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1513,7 +1644,7 @@ func (x *CreateProfileRequest) String() string {
 func (*CreateProfileRequest) ProtoMessage() {}
 
 func (x *CreateProfileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[21]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1526,7 +1657,7 @@ func (x *CreateProfileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateProfileRequest.ProtoReflect.Descriptor instead.
 func (*CreateProfileRequest) Descriptor() ([]byte, []int) {
-	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{21}
+	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CreateProfileRequest) GetProfile() *Profile {
@@ -1552,7 +1683,7 @@ type CreateProfileResponse struct {
 
 func (x *CreateProfileResponse) Reset() {
 	*x = CreateProfileResponse{}
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[22]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1564,7 +1695,7 @@ func (x *CreateProfileResponse) String() string {
 func (*CreateProfileResponse) ProtoMessage() {}
 
 func (x *CreateProfileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[22]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +1708,7 @@ func (x *CreateProfileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateProfileResponse.ProtoReflect.Descriptor instead.
 func (*CreateProfileResponse) Descriptor() ([]byte, []int) {
-	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{22}
+	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CreateProfileResponse) GetProfile() *Profile {
@@ -1599,7 +1730,7 @@ type UpdateProfileRequest struct {
 
 func (x *UpdateProfileRequest) Reset() {
 	*x = UpdateProfileRequest{}
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[23]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1611,7 +1742,7 @@ func (x *UpdateProfileRequest) String() string {
 func (*UpdateProfileRequest) ProtoMessage() {}
 
 func (x *UpdateProfileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[23]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1624,7 +1755,7 @@ func (x *UpdateProfileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateProfileRequest.ProtoReflect.Descriptor instead.
 func (*UpdateProfileRequest) Descriptor() ([]byte, []int) {
-	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{23}
+	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *UpdateProfileRequest) GetProfile() *Profile {
@@ -1664,7 +1795,7 @@ type UpdateProfileResponse struct {
 
 func (x *UpdateProfileResponse) Reset() {
 	*x = UpdateProfileResponse{}
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[24]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1676,7 +1807,7 @@ func (x *UpdateProfileResponse) String() string {
 func (*UpdateProfileResponse) ProtoMessage() {}
 
 func (x *UpdateProfileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[24]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1689,7 +1820,7 @@ func (x *UpdateProfileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateProfileResponse.ProtoReflect.Descriptor instead.
 func (*UpdateProfileResponse) Descriptor() ([]byte, []int) {
-	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{24}
+	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *UpdateProfileResponse) GetProfile() *Profile {
@@ -1710,7 +1841,7 @@ type DeleteProfileRequest struct {
 
 func (x *DeleteProfileRequest) Reset() {
 	*x = DeleteProfileRequest{}
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[25]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1722,7 +1853,7 @@ func (x *DeleteProfileRequest) String() string {
 func (*DeleteProfileRequest) ProtoMessage() {}
 
 func (x *DeleteProfileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[25]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1735,7 +1866,7 @@ func (x *DeleteProfileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteProfileRequest.ProtoReflect.Descriptor instead.
 func (*DeleteProfileRequest) Descriptor() ([]byte, []int) {
-	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{25}
+	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DeleteProfileRequest) GetId() string {
@@ -1767,7 +1898,7 @@ type DeleteProfileResponse struct {
 
 func (x *DeleteProfileResponse) Reset() {
 	*x = DeleteProfileResponse{}
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[26]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1779,7 +1910,7 @@ func (x *DeleteProfileResponse) String() string {
 func (*DeleteProfileResponse) ProtoMessage() {}
 
 func (x *DeleteProfileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[26]
+	mi := &file_certctl_issuance_v1_issuer_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1792,7 +1923,7 @@ func (x *DeleteProfileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteProfileResponse.ProtoReflect.Descriptor instead.
 func (*DeleteProfileResponse) Descriptor() ([]byte, []int) {
-	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{26}
+	return file_certctl_issuance_v1_issuer_proto_rawDescGZIP(), []int{28}
 }
 
 var File_certctl_issuance_v1_issuer_proto protoreflect.FileDescriptor
@@ -1885,7 +2016,17 @@ const file_certctl_issuance_v1_issuer_proto_rawDesc = "" +
 	"\x12TestIssuerResponse\x123\n" +
 	"\x06issuer\x18\x01 \x01(\v2\x1b.certctl.issuance.v1.IssuerR\x06issuer\"7\n" +
 	"\rGetCrlRequest\x12&\n" +
-	"\tissuer_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\bissuerId\"A\n" +
+	"\tissuer_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\bissuerId\"z\n" +
+	"\x0eReadCrlRequest\x12&\n" +
+	"\tissuer_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\bissuerId\x12\x1f\n" +
+	"\x06number\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x06number\x12\x1f\n" +
+	"\x06offset\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x06offset\"\x8e\x01\n" +
+	"\x0fReadCrlResponse\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x03R\x06number\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\x12;\n" +
+	"\vnext_update\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"nextUpdate\x12\x12\n" +
+	"\x04data\x18\x04 \x01(\fR\x04data\"A\n" +
 	"\x17GetCaCertificateRequest\x12&\n" +
 	"\tissuer_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\bissuerId\"\xe8\x06\n" +
 	"\aProfile\x12\x0e\n" +
@@ -1958,10 +2099,11 @@ const file_certctl_issuance_v1_issuer_proto_rawDesc = "" +
 	"\fUpdateIssuer\x12(.certctl.issuance.v1.UpdateIssuerRequest\x1a).certctl.issuance.v1.UpdateIssuerResponse\"3\x82\xd3\xe4\x93\x02-:\x06issuerb\x06issuer2\x1b/api/v1/issuers/{issuer.id}\x12\x81\x01\n" +
 	"\fDeleteIssuer\x12(.certctl.issuance.v1.DeleteIssuerRequest\x1a).certctl.issuance.v1.DeleteIssuerResponse\"\x1c\x82\xd3\xe4\x93\x02\x16*\x14/api/v1/issuers/{id}\x12\x8b\x01\n" +
 	"\n" +
-	"TestIssuer\x12&.certctl.issuance.v1.TestIssuerRequest\x1a'.certctl.issuance.v1.TestIssuerResponse\",\x82\xd3\xe4\x93\x02&:\x01*b\x06issuer\"\x19/api/v1/issuers/{id}/test2\xf9\x01\n" +
+	"TestIssuer\x12&.certctl.issuance.v1.TestIssuerRequest\x1a'.certctl.issuance.v1.TestIssuerResponse\",\x82\xd3\xe4\x93\x02&:\x01*b\x06issuer\"\x19/api/v1/issuers/{id}/test2\xcf\x02\n" +
 	"\n" +
 	"CrlService\x12k\n" +
-	"\x06GetCrl\x12\".certctl.issuance.v1.GetCrlRequest\x1a\x14.google.api.HttpBody\"'\x82\xd3\xe4\x93\x02!\x12\x1f/api/v1/issuers/{issuer_id}/crl\x12~\n" +
+	"\x06GetCrl\x12\".certctl.issuance.v1.GetCrlRequest\x1a\x14.google.api.HttpBody\"'\x82\xd3\xe4\x93\x02!\x12\x1f/api/v1/issuers/{issuer_id}/crl\x12T\n" +
+	"\aReadCrl\x12#.certctl.issuance.v1.ReadCrlRequest\x1a$.certctl.issuance.v1.ReadCrlResponse\x12~\n" +
 	"\x10GetCaCertificate\x12,.certctl.issuance.v1.GetCaCertificateRequest\x1a\x14.google.api.HttpBody\"&\x82\xd3\xe4\x93\x02 \x12\x1e/api/v1/issuers/{issuer_id}/ca2\xd6\x05\n" +
 	"\x0eProfileService\x12}\n" +
 	"\fListProfiles\x12(.certctl.issuance.v1.ListProfilesRequest\x1a).certctl.issuance.v1.ListProfilesResponse\"\x18\x82\xd3\xe4\x93\x02\x12\x12\x10/api/v1/profiles\x12\x85\x01\n" +
@@ -1985,7 +2127,7 @@ func file_certctl_issuance_v1_issuer_proto_rawDescGZIP() []byte {
 }
 
 var file_certctl_issuance_v1_issuer_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_certctl_issuance_v1_issuer_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_certctl_issuance_v1_issuer_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_certctl_issuance_v1_issuer_proto_goTypes = []any{
 	(Issuer_Status)(0),              // 0: certctl.issuance.v1.Issuer.Status
 	(Profile_ExtendedKeyUsage)(0),   // 1: certctl.issuance.v1.Profile.ExtendedKeyUsage
@@ -2004,86 +2146,91 @@ var file_certctl_issuance_v1_issuer_proto_goTypes = []any{
 	(*TestIssuerRequest)(nil),       // 14: certctl.issuance.v1.TestIssuerRequest
 	(*TestIssuerResponse)(nil),      // 15: certctl.issuance.v1.TestIssuerResponse
 	(*GetCrlRequest)(nil),           // 16: certctl.issuance.v1.GetCrlRequest
-	(*GetCaCertificateRequest)(nil), // 17: certctl.issuance.v1.GetCaCertificateRequest
-	(*Profile)(nil),                 // 18: certctl.issuance.v1.Profile
-	(*ListProfilesRequest)(nil),     // 19: certctl.issuance.v1.ListProfilesRequest
-	(*ListProfilesResponse)(nil),    // 20: certctl.issuance.v1.ListProfilesResponse
-	(*GetProfileRequest)(nil),       // 21: certctl.issuance.v1.GetProfileRequest
-	(*GetProfileResponse)(nil),      // 22: certctl.issuance.v1.GetProfileResponse
-	(*CreateProfileRequest)(nil),    // 23: certctl.issuance.v1.CreateProfileRequest
-	(*CreateProfileResponse)(nil),   // 24: certctl.issuance.v1.CreateProfileResponse
-	(*UpdateProfileRequest)(nil),    // 25: certctl.issuance.v1.UpdateProfileRequest
-	(*UpdateProfileResponse)(nil),   // 26: certctl.issuance.v1.UpdateProfileResponse
-	(*DeleteProfileRequest)(nil),    // 27: certctl.issuance.v1.DeleteProfileRequest
-	(*DeleteProfileResponse)(nil),   // 28: certctl.issuance.v1.DeleteProfileResponse
-	(*structpb.Struct)(nil),         // 29: google.protobuf.Struct
-	(*timestamppb.Timestamp)(nil),   // 30: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 31: google.protobuf.Duration
-	(*fieldmaskpb.FieldMask)(nil),   // 32: google.protobuf.FieldMask
-	(v1.KeyAlgorithm)(0),            // 33: certctl.type.v1.KeyAlgorithm
-	(*httpbody.HttpBody)(nil),       // 34: google.api.HttpBody
+	(*ReadCrlRequest)(nil),          // 17: certctl.issuance.v1.ReadCrlRequest
+	(*ReadCrlResponse)(nil),         // 18: certctl.issuance.v1.ReadCrlResponse
+	(*GetCaCertificateRequest)(nil), // 19: certctl.issuance.v1.GetCaCertificateRequest
+	(*Profile)(nil),                 // 20: certctl.issuance.v1.Profile
+	(*ListProfilesRequest)(nil),     // 21: certctl.issuance.v1.ListProfilesRequest
+	(*ListProfilesResponse)(nil),    // 22: certctl.issuance.v1.ListProfilesResponse
+	(*GetProfileRequest)(nil),       // 23: certctl.issuance.v1.GetProfileRequest
+	(*GetProfileResponse)(nil),      // 24: certctl.issuance.v1.GetProfileResponse
+	(*CreateProfileRequest)(nil),    // 25: certctl.issuance.v1.CreateProfileRequest
+	(*CreateProfileResponse)(nil),   // 26: certctl.issuance.v1.CreateProfileResponse
+	(*UpdateProfileRequest)(nil),    // 27: certctl.issuance.v1.UpdateProfileRequest
+	(*UpdateProfileResponse)(nil),   // 28: certctl.issuance.v1.UpdateProfileResponse
+	(*DeleteProfileRequest)(nil),    // 29: certctl.issuance.v1.DeleteProfileRequest
+	(*DeleteProfileResponse)(nil),   // 30: certctl.issuance.v1.DeleteProfileResponse
+	(*structpb.Struct)(nil),         // 31: google.protobuf.Struct
+	(*timestamppb.Timestamp)(nil),   // 32: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 33: google.protobuf.Duration
+	(*fieldmaskpb.FieldMask)(nil),   // 34: google.protobuf.FieldMask
+	(v1.KeyAlgorithm)(0),            // 35: certctl.type.v1.KeyAlgorithm
+	(*httpbody.HttpBody)(nil),       // 36: google.api.HttpBody
 }
 var file_certctl_issuance_v1_issuer_proto_depIdxs = []int32{
-	29, // 0: certctl.issuance.v1.Issuer.config:type_name -> google.protobuf.Struct
+	31, // 0: certctl.issuance.v1.Issuer.config:type_name -> google.protobuf.Struct
 	3,  // 1: certctl.issuance.v1.Issuer.capabilities:type_name -> certctl.issuance.v1.IssuerCapabilities
 	0,  // 2: certctl.issuance.v1.Issuer.status:type_name -> certctl.issuance.v1.Issuer.Status
-	30, // 3: certctl.issuance.v1.Issuer.last_test_time:type_name -> google.protobuf.Timestamp
-	30, // 4: certctl.issuance.v1.Issuer.create_time:type_name -> google.protobuf.Timestamp
-	30, // 5: certctl.issuance.v1.Issuer.update_time:type_name -> google.protobuf.Timestamp
-	31, // 6: certctl.issuance.v1.Issuer.pending_deadline:type_name -> google.protobuf.Duration
-	31, // 7: certctl.issuance.v1.IssuerCapabilities.max_validity:type_name -> google.protobuf.Duration
+	32, // 3: certctl.issuance.v1.Issuer.last_test_time:type_name -> google.protobuf.Timestamp
+	32, // 4: certctl.issuance.v1.Issuer.create_time:type_name -> google.protobuf.Timestamp
+	32, // 5: certctl.issuance.v1.Issuer.update_time:type_name -> google.protobuf.Timestamp
+	33, // 6: certctl.issuance.v1.Issuer.pending_deadline:type_name -> google.protobuf.Duration
+	33, // 7: certctl.issuance.v1.IssuerCapabilities.max_validity:type_name -> google.protobuf.Duration
 	2,  // 8: certctl.issuance.v1.ListIssuersResponse.issuers:type_name -> certctl.issuance.v1.Issuer
 	2,  // 9: certctl.issuance.v1.GetIssuerResponse.issuer:type_name -> certctl.issuance.v1.Issuer
 	2,  // 10: certctl.issuance.v1.CreateIssuerRequest.issuer:type_name -> certctl.issuance.v1.Issuer
 	2,  // 11: certctl.issuance.v1.CreateIssuerResponse.issuer:type_name -> certctl.issuance.v1.Issuer
 	2,  // 12: certctl.issuance.v1.UpdateIssuerRequest.issuer:type_name -> certctl.issuance.v1.Issuer
-	32, // 13: certctl.issuance.v1.UpdateIssuerRequest.update_mask:type_name -> google.protobuf.FieldMask
+	34, // 13: certctl.issuance.v1.UpdateIssuerRequest.update_mask:type_name -> google.protobuf.FieldMask
 	2,  // 14: certctl.issuance.v1.UpdateIssuerResponse.issuer:type_name -> certctl.issuance.v1.Issuer
 	2,  // 15: certctl.issuance.v1.TestIssuerResponse.issuer:type_name -> certctl.issuance.v1.Issuer
-	33, // 16: certctl.issuance.v1.Profile.allowed_key_algorithms:type_name -> certctl.type.v1.KeyAlgorithm
-	1,  // 17: certctl.issuance.v1.Profile.extended_key_usages:type_name -> certctl.issuance.v1.Profile.ExtendedKeyUsage
-	31, // 18: certctl.issuance.v1.Profile.max_validity:type_name -> google.protobuf.Duration
-	31, // 19: certctl.issuance.v1.Profile.approval_timeout:type_name -> google.protobuf.Duration
-	30, // 20: certctl.issuance.v1.Profile.create_time:type_name -> google.protobuf.Timestamp
-	30, // 21: certctl.issuance.v1.Profile.update_time:type_name -> google.protobuf.Timestamp
-	18, // 22: certctl.issuance.v1.ListProfilesResponse.profiles:type_name -> certctl.issuance.v1.Profile
-	18, // 23: certctl.issuance.v1.GetProfileResponse.profile:type_name -> certctl.issuance.v1.Profile
-	18, // 24: certctl.issuance.v1.CreateProfileRequest.profile:type_name -> certctl.issuance.v1.Profile
-	18, // 25: certctl.issuance.v1.CreateProfileResponse.profile:type_name -> certctl.issuance.v1.Profile
-	18, // 26: certctl.issuance.v1.UpdateProfileRequest.profile:type_name -> certctl.issuance.v1.Profile
-	32, // 27: certctl.issuance.v1.UpdateProfileRequest.update_mask:type_name -> google.protobuf.FieldMask
-	18, // 28: certctl.issuance.v1.UpdateProfileResponse.profile:type_name -> certctl.issuance.v1.Profile
-	4,  // 29: certctl.issuance.v1.IssuerService.ListIssuers:input_type -> certctl.issuance.v1.ListIssuersRequest
-	6,  // 30: certctl.issuance.v1.IssuerService.GetIssuer:input_type -> certctl.issuance.v1.GetIssuerRequest
-	8,  // 31: certctl.issuance.v1.IssuerService.CreateIssuer:input_type -> certctl.issuance.v1.CreateIssuerRequest
-	10, // 32: certctl.issuance.v1.IssuerService.UpdateIssuer:input_type -> certctl.issuance.v1.UpdateIssuerRequest
-	12, // 33: certctl.issuance.v1.IssuerService.DeleteIssuer:input_type -> certctl.issuance.v1.DeleteIssuerRequest
-	14, // 34: certctl.issuance.v1.IssuerService.TestIssuer:input_type -> certctl.issuance.v1.TestIssuerRequest
-	16, // 35: certctl.issuance.v1.CrlService.GetCrl:input_type -> certctl.issuance.v1.GetCrlRequest
-	17, // 36: certctl.issuance.v1.CrlService.GetCaCertificate:input_type -> certctl.issuance.v1.GetCaCertificateRequest
-	19, // 37: certctl.issuance.v1.ProfileService.ListProfiles:input_type -> certctl.issuance.v1.ListProfilesRequest
-	21, // 38: certctl.issuance.v1.ProfileService.GetProfile:input_type -> certctl.issuance.v1.GetProfileRequest
-	23, // 39: certctl.issuance.v1.ProfileService.CreateProfile:input_type -> certctl.issuance.v1.CreateProfileRequest
-	25, // 40: certctl.issuance.v1.ProfileService.UpdateProfile:input_type -> certctl.issuance.v1.UpdateProfileRequest
-	27, // 41: certctl.issuance.v1.ProfileService.DeleteProfile:input_type -> certctl.issuance.v1.DeleteProfileRequest
-	5,  // 42: certctl.issuance.v1.IssuerService.ListIssuers:output_type -> certctl.issuance.v1.ListIssuersResponse
-	7,  // 43: certctl.issuance.v1.IssuerService.GetIssuer:output_type -> certctl.issuance.v1.GetIssuerResponse
-	9,  // 44: certctl.issuance.v1.IssuerService.CreateIssuer:output_type -> certctl.issuance.v1.CreateIssuerResponse
-	11, // 45: certctl.issuance.v1.IssuerService.UpdateIssuer:output_type -> certctl.issuance.v1.UpdateIssuerResponse
-	13, // 46: certctl.issuance.v1.IssuerService.DeleteIssuer:output_type -> certctl.issuance.v1.DeleteIssuerResponse
-	15, // 47: certctl.issuance.v1.IssuerService.TestIssuer:output_type -> certctl.issuance.v1.TestIssuerResponse
-	34, // 48: certctl.issuance.v1.CrlService.GetCrl:output_type -> google.api.HttpBody
-	34, // 49: certctl.issuance.v1.CrlService.GetCaCertificate:output_type -> google.api.HttpBody
-	20, // 50: certctl.issuance.v1.ProfileService.ListProfiles:output_type -> certctl.issuance.v1.ListProfilesResponse
-	22, // 51: certctl.issuance.v1.ProfileService.GetProfile:output_type -> certctl.issuance.v1.GetProfileResponse
-	24, // 52: certctl.issuance.v1.ProfileService.CreateProfile:output_type -> certctl.issuance.v1.CreateProfileResponse
-	26, // 53: certctl.issuance.v1.ProfileService.UpdateProfile:output_type -> certctl.issuance.v1.UpdateProfileResponse
-	28, // 54: certctl.issuance.v1.ProfileService.DeleteProfile:output_type -> certctl.issuance.v1.DeleteProfileResponse
-	42, // [42:55] is the sub-list for method output_type
-	29, // [29:42] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	32, // 16: certctl.issuance.v1.ReadCrlResponse.next_update:type_name -> google.protobuf.Timestamp
+	35, // 17: certctl.issuance.v1.Profile.allowed_key_algorithms:type_name -> certctl.type.v1.KeyAlgorithm
+	1,  // 18: certctl.issuance.v1.Profile.extended_key_usages:type_name -> certctl.issuance.v1.Profile.ExtendedKeyUsage
+	33, // 19: certctl.issuance.v1.Profile.max_validity:type_name -> google.protobuf.Duration
+	33, // 20: certctl.issuance.v1.Profile.approval_timeout:type_name -> google.protobuf.Duration
+	32, // 21: certctl.issuance.v1.Profile.create_time:type_name -> google.protobuf.Timestamp
+	32, // 22: certctl.issuance.v1.Profile.update_time:type_name -> google.protobuf.Timestamp
+	20, // 23: certctl.issuance.v1.ListProfilesResponse.profiles:type_name -> certctl.issuance.v1.Profile
+	20, // 24: certctl.issuance.v1.GetProfileResponse.profile:type_name -> certctl.issuance.v1.Profile
+	20, // 25: certctl.issuance.v1.CreateProfileRequest.profile:type_name -> certctl.issuance.v1.Profile
+	20, // 26: certctl.issuance.v1.CreateProfileResponse.profile:type_name -> certctl.issuance.v1.Profile
+	20, // 27: certctl.issuance.v1.UpdateProfileRequest.profile:type_name -> certctl.issuance.v1.Profile
+	34, // 28: certctl.issuance.v1.UpdateProfileRequest.update_mask:type_name -> google.protobuf.FieldMask
+	20, // 29: certctl.issuance.v1.UpdateProfileResponse.profile:type_name -> certctl.issuance.v1.Profile
+	4,  // 30: certctl.issuance.v1.IssuerService.ListIssuers:input_type -> certctl.issuance.v1.ListIssuersRequest
+	6,  // 31: certctl.issuance.v1.IssuerService.GetIssuer:input_type -> certctl.issuance.v1.GetIssuerRequest
+	8,  // 32: certctl.issuance.v1.IssuerService.CreateIssuer:input_type -> certctl.issuance.v1.CreateIssuerRequest
+	10, // 33: certctl.issuance.v1.IssuerService.UpdateIssuer:input_type -> certctl.issuance.v1.UpdateIssuerRequest
+	12, // 34: certctl.issuance.v1.IssuerService.DeleteIssuer:input_type -> certctl.issuance.v1.DeleteIssuerRequest
+	14, // 35: certctl.issuance.v1.IssuerService.TestIssuer:input_type -> certctl.issuance.v1.TestIssuerRequest
+	16, // 36: certctl.issuance.v1.CrlService.GetCrl:input_type -> certctl.issuance.v1.GetCrlRequest
+	17, // 37: certctl.issuance.v1.CrlService.ReadCrl:input_type -> certctl.issuance.v1.ReadCrlRequest
+	19, // 38: certctl.issuance.v1.CrlService.GetCaCertificate:input_type -> certctl.issuance.v1.GetCaCertificateRequest
+	21, // 39: certctl.issuance.v1.ProfileService.ListProfiles:input_type -> certctl.issuance.v1.ListProfilesRequest
+	23, // 40: certctl.issuance.v1.ProfileService.GetProfile:input_type -> certctl.issuance.v1.GetProfileRequest
+	25, // 41: certctl.issuance.v1.ProfileService.CreateProfile:input_type -> certctl.issuance.v1.CreateProfileRequest
+	27, // 42: certctl.issuance.v1.ProfileService.UpdateProfile:input_type -> certctl.issuance.v1.UpdateProfileRequest
+	29, // 43: certctl.issuance.v1.ProfileService.DeleteProfile:input_type -> certctl.issuance.v1.DeleteProfileRequest
+	5,  // 44: certctl.issuance.v1.IssuerService.ListIssuers:output_type -> certctl.issuance.v1.ListIssuersResponse
+	7,  // 45: certctl.issuance.v1.IssuerService.GetIssuer:output_type -> certctl.issuance.v1.GetIssuerResponse
+	9,  // 46: certctl.issuance.v1.IssuerService.CreateIssuer:output_type -> certctl.issuance.v1.CreateIssuerResponse
+	11, // 47: certctl.issuance.v1.IssuerService.UpdateIssuer:output_type -> certctl.issuance.v1.UpdateIssuerResponse
+	13, // 48: certctl.issuance.v1.IssuerService.DeleteIssuer:output_type -> certctl.issuance.v1.DeleteIssuerResponse
+	15, // 49: certctl.issuance.v1.IssuerService.TestIssuer:output_type -> certctl.issuance.v1.TestIssuerResponse
+	36, // 50: certctl.issuance.v1.CrlService.GetCrl:output_type -> google.api.HttpBody
+	18, // 51: certctl.issuance.v1.CrlService.ReadCrl:output_type -> certctl.issuance.v1.ReadCrlResponse
+	36, // 52: certctl.issuance.v1.CrlService.GetCaCertificate:output_type -> google.api.HttpBody
+	22, // 53: certctl.issuance.v1.ProfileService.ListProfiles:output_type -> certctl.issuance.v1.ListProfilesResponse
+	24, // 54: certctl.issuance.v1.ProfileService.GetProfile:output_type -> certctl.issuance.v1.GetProfileResponse
+	26, // 55: certctl.issuance.v1.ProfileService.CreateProfile:output_type -> certctl.issuance.v1.CreateProfileResponse
+	28, // 56: certctl.issuance.v1.ProfileService.UpdateProfile:output_type -> certctl.issuance.v1.UpdateProfileResponse
+	30, // 57: certctl.issuance.v1.ProfileService.DeleteProfile:output_type -> certctl.issuance.v1.DeleteProfileResponse
+	44, // [44:58] is the sub-list for method output_type
+	30, // [30:44] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_certctl_issuance_v1_issuer_proto_init() }
@@ -2093,14 +2240,14 @@ func file_certctl_issuance_v1_issuer_proto_init() {
 	}
 	file_certctl_issuance_v1_issuer_proto_msgTypes[0].OneofWrappers = []any{}
 	file_certctl_issuance_v1_issuer_proto_msgTypes[3].OneofWrappers = []any{}
-	file_certctl_issuance_v1_issuer_proto_msgTypes[18].OneofWrappers = []any{}
+	file_certctl_issuance_v1_issuer_proto_msgTypes[20].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_certctl_issuance_v1_issuer_proto_rawDesc), len(file_certctl_issuance_v1_issuer_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   27,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -329,6 +329,7 @@ var IssuerService_ServiceDesc = grpc.ServiceDesc{
 
 const (
 	CrlService_GetCrl_FullMethodName           = "/certctl.issuance.v1.CrlService/GetCrl"
+	CrlService_ReadCrl_FullMethodName          = "/certctl.issuance.v1.CrlService/ReadCrl"
 	CrlService_GetCaCertificate_FullMethodName = "/certctl.issuance.v1.CrlService/GetCaCertificate"
 )
 
@@ -341,6 +342,9 @@ type CrlServiceClient interface {
 	// GetCrl answers the newest CRL of an issuer, DER; the gateway has it at /crl/{issuer_id}.crl too. Callers: anyone.
 	// Reads only.
 	GetCrl(ctx context.Context, in *GetCrlRequest, opts ...grpc.CallOption) (*httpbody.HttpBody, error)
+	// ReadCrl answers a CRL in pieces, for one that is too large for a message: the first call has neither number nor offset, each
+	// other one the number that the first answered and as offset the bytes that are there already. Callers: anyone. Reads only.
+	ReadCrl(ctx context.Context, in *ReadCrlRequest, opts ...grpc.CallOption) (*ReadCrlResponse, error)
 	// GetCaCertificate answers the issuing certificate with its chain, PEM; the gateway has it at /ca/{issuer_id}.pem too.
 	// Callers: anyone. Reads only.
 	GetCaCertificate(ctx context.Context, in *GetCaCertificateRequest, opts ...grpc.CallOption) (*httpbody.HttpBody, error)
@@ -358,6 +362,16 @@ func (c *crlServiceClient) GetCrl(ctx context.Context, in *GetCrlRequest, opts .
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(httpbody.HttpBody)
 	err := c.cc.Invoke(ctx, CrlService_GetCrl_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *crlServiceClient) ReadCrl(ctx context.Context, in *ReadCrlRequest, opts ...grpc.CallOption) (*ReadCrlResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReadCrlResponse)
+	err := c.cc.Invoke(ctx, CrlService_ReadCrl_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -383,6 +397,9 @@ type CrlServiceServer interface {
 	// GetCrl answers the newest CRL of an issuer, DER; the gateway has it at /crl/{issuer_id}.crl too. Callers: anyone.
 	// Reads only.
 	GetCrl(context.Context, *GetCrlRequest) (*httpbody.HttpBody, error)
+	// ReadCrl answers a CRL in pieces, for one that is too large for a message: the first call has neither number nor offset, each
+	// other one the number that the first answered and as offset the bytes that are there already. Callers: anyone. Reads only.
+	ReadCrl(context.Context, *ReadCrlRequest) (*ReadCrlResponse, error)
 	// GetCaCertificate answers the issuing certificate with its chain, PEM; the gateway has it at /ca/{issuer_id}.pem too.
 	// Callers: anyone. Reads only.
 	GetCaCertificate(context.Context, *GetCaCertificateRequest) (*httpbody.HttpBody, error)
@@ -397,6 +414,9 @@ type UnimplementedCrlServiceServer struct{}
 
 func (UnimplementedCrlServiceServer) GetCrl(context.Context, *GetCrlRequest) (*httpbody.HttpBody, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetCrl not implemented")
+}
+func (UnimplementedCrlServiceServer) ReadCrl(context.Context, *ReadCrlRequest) (*ReadCrlResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReadCrl not implemented")
 }
 func (UnimplementedCrlServiceServer) GetCaCertificate(context.Context, *GetCaCertificateRequest) (*httpbody.HttpBody, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetCaCertificate not implemented")
@@ -439,6 +459,24 @@ func _CrlService_GetCrl_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _CrlService_ReadCrl_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReadCrlRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CrlServiceServer).ReadCrl(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CrlService_ReadCrl_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CrlServiceServer).ReadCrl(ctx, req.(*ReadCrlRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _CrlService_GetCaCertificate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetCaCertificateRequest)
 	if err := dec(in); err != nil {
@@ -467,6 +505,10 @@ var CrlService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetCrl",
 			Handler:    _CrlService_GetCrl_Handler,
+		},
+		{
+			MethodName: "ReadCrl",
+			Handler:    _CrlService_ReadCrl_Handler,
 		},
 		{
 			MethodName: "GetCaCertificate",
