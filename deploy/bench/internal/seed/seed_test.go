@@ -278,6 +278,7 @@ func TestTheRecordCanBeMadeLongerByItself(t *testing.T) {
 	require.NoError(t, err)
 	require.Greater(t, sum.Rows["audit.events"], int64(12_000))
 	require.EqualValues(t, 3, sum.Rows["audit.checkpoints"], "two on the way, and the end")
+	require.EqualValues(t, 6, sum.Rows["audit.spans"], "those that are full")
 	require.NoError(t, in.Start(t.Context()))
 	answer := in.call(t, http.MethodPost, "/api/v1/audit/verify", "{}")
 	require.Equal(t, true, answer["valid"], "%v", answer)
