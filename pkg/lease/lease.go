@@ -8,7 +8,8 @@
 //	due_time timestamptz, attempts integer NOT NULL DEFAULT 0, lease_id uuid, lease_until timestamptz
 //
 // beside its id and, mostly, its state; an index on (due_time, id), best partial on the states that can be due, serves
-// the claim.
+// the claim. Where claims are shared out by a group, that index has the condition due_time > '-infinity', too, which only claims and counts
+// over all groups make: so the planner cannot take it for those of one group, whose rows it would search for among all.
 package lease
 
 import (
@@ -46,7 +47,7 @@ type Config struct {
 	// Due are the states in which a row may be claimed. The first is what a rescheduled row returns to when Leased is set.
 	Due []string
 	// Group is the column by which ClaimShared shares out its claims, such as the issuer; empty when nobody does. An index on
-	// (group, due_time, id), partial on the states that can be due, serves that claim.
+	// (group, due_time, id), partial on due_time IS NOT NULL and best on the states that can be due, serves that claim.
 	Group string
 	// Leased is the state of a claimed row; empty leaves the state alone while the lease is held.
 	Leased string
@@ -120,13 +121,16 @@ func (c Config) validate() error {
 	return nil
 }
 
+// overAll always holds; see the package's comment.
+const overAll = "due_time > '-infinity'"
+
 // now is the SQL of the time: the parameter, for tests, or the database's clock.
 func now(param int) string {
 	return fmt.Sprintf("COALESCE($%d::timestamptz, statement_timestamp())", param)
 }
 
 func (t *Table) prepare() {
-	due := "due_time <= " + now(1) + " AND (lease_until IS NULL OR lease_until <= " + now(1) + ")" + t.inDueState()
+	due := overAll + " AND due_time <= " + now(1) + " AND (lease_until IS NULL OR lease_until <= " + now(1) + ")" + t.inDueState()
 	set := "lease_id = gen_random_uuid(), lease_until = " + now(1) + " + $3::interval, attempts = t.attempts + 1"
 	back := ""
 	if t.cfg.Leased != "" {

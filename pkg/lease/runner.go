@@ -61,6 +61,9 @@ func (c *RunnerConfig) setDefaults() {
 // belongs to another worker. Its context ends with ErrLost as the cause when the lease is lost.
 type Handler func(ctx context.Context, l Lease) error
 
+// Claimer takes at most limit rows that are due.
+type Claimer func(ctx context.Context, limit int, leaseFor time.Duration) ([]Lease, error)
+
 // RunnerDeps are what a runner works with.
 type RunnerDeps struct {
 	Table  *Table
@@ -68,7 +71,7 @@ type RunnerDeps struct {
 	Handle Handler
 	// Claim, when set, claims in place of Table.Claim, for a queue that shares out its slots. It may take fewer rows than
 	// it could while more are due; whoever set it then kicks the runner when there is room for them.
-	Claim  func(ctx context.Context, limit int, leaseFor time.Duration) ([]Lease, error)
+	Claim  Claimer
 	Logger *zap.Logger
 	// Registry takes the metrics; nil means none.
 	Registry prometheus.Registerer

@@ -17,31 +17,35 @@ import (
 const MostPerGroup = 256
 
 // sharedClaim walks from group to group along the index, so that its cost grows with the number of groups and not with that
-// of rows, and takes of each no more than there is room for. The rows of a group are read one by one in the order of their
-// times, and locked each, until there are enough. The number in the inner query never ends it: it tells the planner that few
-// rows are wanted, as of a limit that is an expression it believes a tenth of all, and then reads and sorts all that are due.
+// of rows, and takes of each no more than there is room for, in turn: a row's turn comes after those of its group that are before
+// it, the ones that are worked on included. The rows of a group are read one by one in the order of their times, and locked each,
+// until there are enough. The number in the inner query tells the planner that few rows are wanted, as of a limit that is an
+// expression it believes a tenth of all, and then reads and sorts all that are due. A row is locked where it was found: for its id
+// the planner might look through an index of what is due, if it knows of few such rows.
 func (t *Table) sharedClaim(set string) string {
 	if t.cfg.Group == "" {
 		return ""
 	}
 	id, table, group := t.cfg.ID, t.cfg.Table, t.cfg.Group
 	due := "d.due_time <= " + now(1) + " AND (d.lease_until IS NULL OR d.lease_until <= " + now(1) + ")" + t.inDueState()
-	// The partial index is on what can be due at all.
-	open := "due_time IS NOT NULL" + t.inDueState()
+	// The partial index is on what can be due at all. The order is the index's: who knows of few rows would read them all for a minimum.
+	next := func(more string) string {
+		return `(SELECT ` + group + ` FROM ` + table + ` WHERE due_time IS NOT NULL` + t.inDueState() + more + ` ORDER BY ` + group + ` LIMIT 1)`
+	}
 	return `WITH RECURSIVE groups (name) AS (
-	SELECT min(` + group + `) FROM ` + table + ` WHERE ` + open + `
+	SELECT ` + next("") + `
 	UNION ALL
-	SELECT (SELECT min(` + group + `) FROM ` + table + ` WHERE ` + open + ` AND ` + group + ` > g.name) FROM groups g WHERE g.name IS NOT NULL
+	SELECT ` + next(" AND "+group+" > g.name") + ` FROM groups g WHERE g.name IS NOT NULL
 ), due AS MATERIALIZED (
 	SELECT c.id FROM groups g
 	LEFT JOIN unnest($5::text[], $6::integer[]) AS room (name, rows) ON room.name = g.name
 	CROSS JOIN LATERAL (
 		SELECT k.id, k.due_time FROM (
-			SELECT d.` + id + ` AS id, d.due_time FROM ` + table + ` d WHERE d.` + group + ` = g.name AND ` + due + `
+			SELECT d.ctid AS place, d.` + id + ` AS id, d.due_time FROM ` + table + ` d WHERE d.` + group + ` = g.name AND ` + due + `
 			ORDER BY d.due_time, d.` + id + ` LIMIT ` + strconv.Itoa(MostPerGroup) + `) k
-		CROSS JOIN LATERAL (SELECT FROM ` + table + ` d WHERE d.` + id + ` = k.id AND ` + due + ` FOR UPDATE SKIP LOCKED) l
-		LIMIT GREATEST(COALESCE(room.rows, $4), 0)) c
-	ORDER BY c.due_time, c.id LIMIT $2
+		CROSS JOIN LATERAL (SELECT FROM ` + table + ` d WHERE d.ctid = k.place AND ` + due + ` FOR UPDATE SKIP LOCKED) l
+		LIMIT GREATEST(LEAST(COALESCE(room.rows, $4), $2), 0)) c
+	ORDER BY $4 - COALESCE(room.rows, $4) + row_number() OVER (PARTITION BY g.name ORDER BY c.due_time, c.id), c.due_time, c.id LIMIT $2
 )
 UPDATE ` + table + ` t SET ` + set + ` FROM due WHERE t.` + id + ` = due.id
 RETURNING t.` + id + `::text, t.lease_id, t.attempts, t.due_time, t.` + group + `::text`
@@ -52,7 +56,7 @@ type Shared struct {
 	Limit    int
 	LeaseFor time.Duration
 	PerGroup int            // the most of a group that Room does not name
-	Room     map[string]int // the most of one group
+	Room     map[string]int // the most of one group; what it lacks of PerGroup is being worked on
 }
 
 // GroupLease is a lease and the group of its row.
@@ -62,8 +66,8 @@ type GroupLease struct {
 	Group string
 }
 
-// ClaimShared takes rows that are due, of each group no more than there is room for, so that the many due rows of one group
-// are never in front of another's.
+// ClaimShared takes rows that are due, of each group no more than there is room for. When there is less room than work, the groups
+// take turns, and who has the fewest rows under way is next: the many due rows of one group are never in front of another's.
 func (t *Table) ClaimShared(ctx context.Context, db DB, s Shared) ([]GroupLease, error) {
 	if t.shared == "" {
 		return nil, fmt.Errorf("claim from %s: the table has no groups", t.cfg.Table)
@@ -99,8 +103,8 @@ type SharerDeps struct {
 	PerGroup int
 }
 
-// Sharer shares the slots of a runner among the groups of a table, so that a group whose work hangs keeps only its own
-// share. Its Claim and Handle are those of the RunnerDeps; OnRoom gets the runner's Kick.
+// Sharer shares the slots of a runner among the groups of a table, so that a group with much work leaves the next free slot to one with
+// less, and a group whose work hangs keeps only its own share. Its Claim and Handle are those of the RunnerDeps; OnRoom gets the runner's Kick.
 type Sharer struct {
 	deps SharerDeps
 
@@ -138,15 +142,17 @@ func (s *Sharer) Claim(ctx context.Context, limit int, leaseFor time.Duration) (
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	leases := make([]Lease, 0, len(claimed))
+	took := map[string]int{}
 	for _, l := range claimed {
 		s.busy[l.Group]++
 		busy[l.Group]++
+		took[l.Group]++
 		s.taken[l.LeaseID] = l.Group
 		leases = append(leases, l.Lease)
 	}
 	clear(s.short)
 	for group, n := range busy {
-		s.short[group] = n >= s.deps.PerGroup
+		s.short[group] = n >= s.deps.PerGroup || took[group] >= MostPerGroup
 	}
 	return leases, nil
 }

@@ -49,7 +49,8 @@ func TestTheManyDueRowsOfOneGroupAreNotInFrontOfAnothers(t *testing.T) {
 	}
 	require.Equal(t, map[string]int{"a": 4, "b": 3, "c": 1}, take(lease.Shared{Limit: 100, PerGroup: 4, Room: map[string]int{"c": 1}}))
 	require.Equal(t, map[string]int{"c": 4}, take(lease.Shared{Limit: 100, PerGroup: 4, Room: map[string]int{"a": 0}}))
-	require.Len(t, take(lease.Shared{Limit: 2, PerGroup: 4}), 1, "oldest due first when there is less room than work")
+	require.Equal(t, map[string]int{"a": 1, "c": 1}, take(lease.Shared{Limit: 2, PerGroup: 4}), "in turn when there is less room than work")
+	require.Equal(t, map[string]int{"c": 2}, take(lease.Shared{Limit: 2, PerGroup: 4, Room: map[string]int{"a": 1}}), "who has the fewest under way is next")
 	require.Empty(t, take(lease.Shared{Limit: 0, PerGroup: 4}))
 
 	_, err := table(t, nil).ClaimShared(t.Context(), db.Pool, lease.Shared{Limit: 1, PerGroup: 1, LeaseFor: time.Minute})
@@ -86,6 +87,21 @@ func TestAGroupWhoseWorkHangsKeepsOnlyItsShare(t *testing.T) {
 	close(release)
 	require.Eventually(t, func() bool { return count(t, db, "state = 'DONE'") == 200 }, eventually, often)
 	require.Zero(t, count(t, db, "attempts <> 1"))
+}
+
+func TestAGroupGetsAllSlotsThoughAClaimTakesFewer(t *testing.T) {
+	t.Parallel()
+	db, tab := database(t), sharedTable(t)
+	const slots = lease.MostPerGroup + 10
+	addOwned(t, db, "a", 2*slots, time.Now().Add(-time.Hour))
+	sharer, err := lease.NewSharer(lease.SharerDeps{Table: tab, DB: db.Pool, PerGroup: slots, Handle: finish(t, db)})
+	require.NoError(t, err)
+	r, err := lease.NewRunner(lease.RunnerConfig{Name: "shared", Slots: slots, Interval: time.Hour},
+		lease.RunnerDeps{Table: tab, DB: db.Pool, Handle: sharer.Handle, Claim: sharer.Claim, Logger: zap.NewNop()})
+	require.NoError(t, err)
+	sharer.OnRoom(r.Kick)
+	harness{Runner: r}.start(t)
+	require.Eventually(t, func() bool { return count(t, db, "state = 'DONE'") == 2*slots }, eventually, often)
 }
 
 func TestASharerNeedsATableWithGroups(t *testing.T) {

@@ -24,14 +24,14 @@ const agentsName = "agents"
 
 // stormFleet are real agents that run in a process of their own: they are no part of the load, and the load does not wait for them.
 type stormFleet struct {
-	bench       *bench
-	prefix, dir string
-	ids         []string
+	bench             *bench
+	name, prefix, dir string
+	ids               []string
 }
 
 func (f *stormFleet) stop() {
-	_ = f.bench.site.End(agentsName) // or it has ended with the rest
-	_ = os.RemoveAll(f.dir)          // what is left would be in the way of nothing
+	_ = f.bench.site.End(f.name) // or it has ended with the rest
+	_ = os.RemoveAll(f.dir)      // what is left would be in the way of nothing
 }
 
 // RunHosts runs agents until ctx ends: their directory, the CA of their server, the prefix of their names, how many, and the gateways that they
@@ -66,10 +66,16 @@ func (b *bench) hosts(prefix string) string {
 	return filepath.Join(b.Dir, prefix)
 }
 
-// enrol starts agents that connect to the gateways in turn, and waits until all are online.
-func (b *bench) enrol(ctx context.Context, prefix string, n int, gateways []string) (*stormFleet, error) {
-	f := &stormFleet{bench: b, prefix: prefix, dir: b.hosts(prefix)}
-	err := b.site.Beside(ctx, agentsName, Hosts, f.dir, filepath.Join(b.site.Dir(), "ca.crt"), prefix, strconv.Itoa(n), strings.Join(gateways, ","))
+// sites is the directory in which agents deploy files.
+const sites = "sites"
+
+// enrol starts agents in a process of a name that connect to the gateways in turn, and waits until all are online.
+func (b *bench) enrol(ctx context.Context, name, prefix string, n int, gateways []string) (*stormFleet, error) {
+	f := &stormFleet{bench: b, name: name, prefix: prefix, dir: b.hosts(prefix)}
+	if err := os.MkdirAll(filepath.Join(f.dir, sites), 0o700); err != nil {
+		return nil, fmt.Errorf("make directory of sites: %w", err)
+	}
+	err := b.site.Beside(ctx, name, Hosts, f.dir, filepath.Join(b.site.Dir(), "ca.crt"), prefix, strconv.Itoa(n), strings.Join(gateways, ","))
 	if err != nil {
 		return nil, err
 	}

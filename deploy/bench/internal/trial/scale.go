@@ -75,7 +75,7 @@ func (b *bench) replicas(ctx context.Context, n int, first *had) (err error) {
 	if err := r.lists(ctx, first); err != nil {
 		return err
 	}
-	fleet, err := b.enrol(ctx, fmt.Sprintf("scale-%d-%d", n, time.Now().Unix()), scaleAgents, b.site.Gateways)
+	fleet, err := b.enrol(ctx, agentsName, fmt.Sprintf("scale-%d-%d", n, time.Now().Unix()), scaleAgents, b.site.Gateways)
 	if err != nil {
 		return err
 	}

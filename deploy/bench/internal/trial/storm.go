@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -29,7 +28,7 @@ const (
 // storm has certificates issued on real agents that make the keys and deploy to files, all wanted at once, and then all of them renewed at
 // once, as if they had been issued long ago.
 func storm(ctx context.Context, b *bench) error {
-	fleet, err := b.enrol(ctx, fmt.Sprintf("storm-%d", time.Now().Unix()), stormAgents, []string{b.site.Address()})
+	fleet, err := b.enrol(ctx, agentsName, fmt.Sprintf("storm-%d", time.Now().Unix()), stormAgents, []string{b.site.Address()})
 	if err != nil {
 		return err
 	}
@@ -38,21 +37,31 @@ func storm(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	issued := wave{
+	err = b.ride(ctx, wave{
 		name: "storm", what: "%d certificates wanted at once, %d agents: keys made by agents, issued, deployed to files, verified, and the requests that create each " +
 			"certificate and its target besides; the latency is that of a list meanwhile",
 		begin: func(ctx context.Context) error { return b.want(ctx, fleet.prefix, fleet, b.Renewals) }, prefix: fleet.prefix, version: 1,
+	}, quiet)
+	if err != nil {
+		return err
 	}
-	renewed := wave{
+	asked, err := b.newAsked(ctx)
+	if err != nil {
+		return err
+	}
+	defer asked.host.stop()
+	err = b.ride(ctx, wave{
 		name: "storm/renewal", what: "the %d certificates of the storm due at once, %d agents: renewed with new keys made by agents, deployed to files and verified; " +
 			"the latency is that of a list meanwhile",
-		begin: func(ctx context.Context) error { return b.age(ctx, fleet.prefix) }, prefix: fleet.prefix, version: 2,
+		begin: func(ctx context.Context) error {
+			asked.start(ctx)
+			return b.age(ctx, fleet.prefix)
+		}, prefix: fleet.prefix, version: 2,
+	}, quiet)
+	if err := errors.Join(err, asked.enough()); err != nil {
+		return err
 	}
-	for _, w := range []wave{issued, renewed} {
-		if err := b.ride(ctx, w, quiet); err != nil {
-			return err
-		}
-	}
+	b.add(asked.figure())
 	return nil
 }
 
@@ -141,9 +150,6 @@ func (b *bench) listing(ctx context.Context, work func(ctx context.Context) erro
 
 // want creates n targets and a certificate for each, as fast as clients can say so.
 func (b *bench) want(ctx context.Context, prefix string, fleet *stormFleet, n int) error {
-	if err := os.MkdirAll(filepath.Join(fleet.dir, "sites"), 0o700); err != nil {
-		return fmt.Errorf("make directory of sites: %w", err)
-	}
 	var next atomic.Int64
 	var g errgroup.Group
 	for range 16 {
@@ -163,7 +169,7 @@ func (b *bench) want(ctx context.Context, prefix string, fleet *stormFleet, n in
 }
 
 func (b *bench) wantOne(ctx context.Context, id, dir, agent string) error {
-	path := filepath.Join(dir, "sites", id)
+	path := filepath.Join(dir, sites, id)
 	_, err := b.post(ctx, "/api/v1/targets", map[string]any{"id": id, "name": id, "type": "file", "agent_id": agent,
 		"config": map[string]any{"fullchain_path": path + ".pem", "key_path": path + ".key"}}, nil)
 	if err != nil {

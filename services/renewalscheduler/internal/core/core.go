@@ -91,26 +91,33 @@ func New(cfg Config, deps Deps) (*Core, error) {
 		},
 	}
 	c.together = newTogether(c)
+	// Somebody may wait for a job: it is not behind all those that became due by themselves, nor they behind all that one client asks for.
+	turns, err := lease.NewSharer(lease.SharerDeps{Table: deps.Store.JobQueue(), DB: deps.Store.Pool(), Handle: c.workJob, PerGroup: cfg.Concurrency})
+	if err != nil {
+		return nil, fmt.Errorf("share out jobs: %w", err)
+	}
 	for _, q := range []struct {
 		into   **lease.Runner
 		name   string
 		table  *lease.Table
 		handle lease.Handler
+		claim  lease.Claimer
 	}{
-		{&c.jobs, "jobs", deps.Store.JobQueue(), c.workJob},
-		{&c.scheduled, "renewals", deps.Store.ScheduledPlans(), c.workPlan},
-		{&c.retrying, "renewal_retries", deps.Store.RetryingPlans(), c.workPlan},
-		{&c.cancellations, "task_cancellations", deps.Store.Cancellations(), c.cancelTask},
+		{&c.jobs, "jobs", deps.Store.JobQueue(), turns.Handle, turns.Claim},
+		{&c.scheduled, "renewals", deps.Store.ScheduledPlans(), c.workPlan, nil},
+		{&c.retrying, "renewal_retries", deps.Store.RetryingPlans(), c.workPlan, nil},
+		{&c.cancellations, "task_cancellations", deps.Store.Cancellations(), c.cancelTask, nil},
 	} {
 		r, err := lease.NewRunner(lease.RunnerConfig{
 			Name: q.name, Slots: cfg.Concurrency, LeaseFor: leaseFor, Timeout: workFor, Interval: lookAgain,
 			Backoff: lease.Backoff{Base: 2 * time.Second, Cap: 2 * time.Minute},
-		}, lease.RunnerDeps{Table: q.table, DB: deps.Store.Pool(), Handle: q.handle, Logger: deps.Log, Registry: deps.Registry})
+		}, lease.RunnerDeps{Table: q.table, DB: deps.Store.Pool(), Handle: q.handle, Claim: q.claim, Logger: deps.Log, Registry: deps.Registry})
 		if err != nil {
 			return nil, fmt.Errorf("make runner: %w", err)
 		}
 		*q.into = r
 	}
+	turns.OnRoom(c.jobs.Kick)
 	return c, nil
 }
 

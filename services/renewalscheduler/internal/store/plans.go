@@ -282,7 +282,7 @@ func (q Queries) LookAhead(ctx context.Context, now time.Time) (Due, error) {
  EXISTS (SELECT 1 FROM plans WHERE state = 'SCHEDULED' AND due_time <= $1),
  EXISTS (SELECT 1 FROM plans WHERE state = 'RETRYING' AND due_time <= $1),
  EXISTS (SELECT 1 FROM jobs WHERE end_time IS NULL AND deadline_time <= $1),
- EXISTS (SELECT 1 FROM jobs WHERE state IN ('PENDING', 'AWAITING_CSR', 'AWAITING_CA', 'RUNNING') AND due_time <= $1
+ EXISTS (SELECT 1 FROM jobs WHERE state IN ('PENDING', 'AWAITING_CSR', 'AWAITING_CA', 'RUNNING') AND due_time > '-infinity' AND due_time <= $1
   AND (lease_until IS NULL OR lease_until <= $1))`, now).Scan(&d.Renewals, &d.Retries, &d.Deadlines, &d.Jobs)
 	if err != nil {
 		return d, fmt.Errorf("look for due work: %w", err)

@@ -75,7 +75,7 @@ func New(db *pg.DB, now func() time.Time) (*Store, error) {
 		into *(*lease.Table)
 		cfg  lease.Config
 	}{
-		{&s.jobs, lease.Config{Table: "jobs", State: "state", Due: []string{string(Pending), string(AwaitingCSR), string(AwaitingCA), string(Running)}}},
+		{&s.jobs, lease.Config{Table: "jobs", State: "state", Group: "requested_by", Due: []string{string(Pending), string(AwaitingCSR), string(AwaitingCA), string(Running)}}},
 		{&s.scheduled, lease.Config{Table: "plans", State: "state", Due: []string{string(PlanScheduled)}}},
 		{&s.retrying, lease.Config{Table: "plans", State: "state", Due: []string{string(PlanRetrying)}}},
 		{&s.cancellations, lease.Config{Table: "task_cancellations"}},
@@ -93,7 +93,7 @@ func New(db *pg.DB, now func() time.Time) (*Store, error) {
 // Pool is what queues are claimed from.
 func (s *Store) Pool() lease.DB { return s.db.Pool }
 
-// JobQueue has the jobs that can go on.
+// JobQueue has the jobs that can go on. Who has asked for them take turns.
 func (s *Store) JobQueue() *lease.Table { return s.jobs }
 
 // ScheduledPlans has the certificates whose renewal is due.

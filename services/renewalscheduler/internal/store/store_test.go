@@ -107,11 +107,16 @@ func TestListsAndClaimsOfManyRowsUseIndexes(t *testing.T) {
 	_, err = q.OrdersWithKey(t.Context(), []string{"ord-7"})
 	require.NoError(t, err)
 	require.NoError(t, (&store.Tx{Queries: q}).Hold(t.Context(), "cert-7", "cert-open-7", "cert-8"))
-	for _, table := range []*lease.Table{st.JobQueue(), st.ScheduledPlans(), st.RetryingPlans()} {
+	for _, table := range []*lease.Table{st.ScheduledPlans(), st.RetryingPlans()} {
 		_, err = table.Claim(t.Context(), e, 25, time.Minute)
 		require.NoError(t, err)
 	}
-	require.NotEmpty(t, e.plans)
+	_, err = st.JobQueue().ClaimShared(t.Context(), e, lease.Shared{Limit: 25, LeaseFor: time.Minute, PerGroup: 200, Room: map[string]int{"anna": 190}})
+	require.NoError(t, err)
+	require.Contains(t, e.plans[len(e.plans)-1], "jobs_requester_due")
+	_, err = st.JobQueue().Stats(t.Context(), e)
+	require.NoError(t, err)
+	require.Contains(t, e.plans[len(e.plans)-1], "jobs_all_due")
 	for _, plan := range e.plans {
 		require.NotContains(t, plan, "Seq Scan", "100,000 rows are too many for this")
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/certctl/certctl/pkg/lease"
 	"github.com/certctl/certctl/pkg/testpg"
 	"github.com/certctl/certctl/services/renewalscheduler/internal/store"
 )
@@ -41,6 +42,15 @@ func TestStatisticsFromBeforeAStormMakeNobodyReadAllOpenJobs(t *testing.T) {
 		require.NotContains(t, plan, "jobs_deadline", "it has all open jobs")
 		require.NotContains(t, plan, "Seq Scan on jobs")
 	}
+	st, err := store.New(db, nil)
+	require.NoError(t, err)
+	e.plans = nil
+	leases, err := st.JobQueue().ClaimShared(t.Context(), e, lease.Shared{Limit: 25, LeaseFor: time.Minute, PerGroup: 200})
+	require.NoError(t, err)
+	require.Len(t, leases, 25)
+	require.Contains(t, e.plans[0], "Index Scan using jobs_requester_due on jobs d", "the jobs of each requester")
+	require.NotContains(t, e.plans[0], "jobs_all_due", "it has everybody's")
+	require.Contains(t, e.plans[0], "Tid Scan on jobs", "each row is locked where it was found")
 	e.plans = nil
 	n, err := q.Stuck(t.Context(), time.Now().Add(-time.Hour))
 	require.NoError(t, err)
