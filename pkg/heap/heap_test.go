@@ -2,7 +2,9 @@ package heap
 
 import (
 	"runtime"
+	"runtime/metrics"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -37,4 +39,46 @@ func TestEachCollectionIsFollowed(t *testing.T) {
 			require.Fail(t, "no call after a collection")
 		}
 	}
+}
+
+func TestMemoryGoesBackWhenABusyTimeIsOver(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		given := 0
+		called := whenQuiet(3, 20*time.Second, func() { given++ })
+		wait := func(calls int, each time.Duration) {
+			for range calls {
+				called()
+				time.Sleep(each) //nolint:forbidigo // the bubble's time
+				synctest.Wait()
+			}
+		}
+		wait(2, time.Hour)
+		require.Zero(t, given, "not busy enough")
+		wait(10, 19*time.Second)
+		require.Zero(t, given, "not quiet")
+		wait(1, time.Hour)
+		require.Equal(t, 1, given)
+		wait(2, time.Hour)
+		require.Equal(t, 1, given, "once")
+		wait(1, time.Hour)
+		require.Equal(t, 2, given)
+	})
+}
+
+func TestWhatIsFreeGoesBackToTheSystem(t *testing.T) {
+	ballast := make([]byte, 64<<20)
+	for i := range ballast {
+		ballast[i] = 1
+	}
+	before := released()
+	runtime.KeepAlive(ballast)
+	giveBack()
+	require.Greater(t, released(), before+48<<20)
+}
+
+func released() uint64 {
+	samples := []metrics.Sample{{Name: "/memory/classes/heap/released:bytes"}}
+	metrics.Read(samples)
+	return samples[0].Value.Uint64()
 }
