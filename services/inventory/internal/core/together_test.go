@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -53,12 +52,7 @@ type estate struct {
 func newEstate(t *testing.T) *estate {
 	t.Helper()
 	s := &sent{}
-	cfg := testpg.New(t, store.Schema()).Pool.Config()
-	cfg.ConnConfig.Tracer = s
-	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
-	require.NoError(t, err)
-	t.Cleanup(pool.Close)
-	db := &pg.DB{Pool: pg.NewPool(pool)}
+	db := testpg.NewDatabase(t, store.Schema()).OpenTraced(t, "inventory", s)
 	st, err := store.New(store.Config{}, db)
 	require.NoError(t, err)
 	c := New(Config{

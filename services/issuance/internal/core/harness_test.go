@@ -16,7 +16,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
@@ -353,12 +352,7 @@ func (s *statements) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEnd
 func (w *world) countStatements() func() []string {
 	w.t.Helper()
 	s := &statements{}
-	cfg := w.deps.DB.Pool.Config()
-	cfg.ConnConfig.Tracer = s
-	pool, err := pgxpool.NewWithConfig(w.ctx(), cfg)
-	require.NoError(w.t, err)
-	w.t.Cleanup(pool.Close)
-	w.deps.DB = &pg.DB{Pool: pg.NewPool(pool)}
+	w.deps.DB = w.db.OpenTraced(w.t, "issuance", s)
 	return func() []string {
 		s.mu.Lock()
 		defer s.mu.Unlock()

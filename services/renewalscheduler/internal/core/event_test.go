@@ -8,13 +8,11 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/certctl/certctl/pkg/pg"
 	"github.com/certctl/certctl/pkg/testpg"
 	eventv1 "github.com/certctl/certctl/proto/gen/go/certctl/event/v1"
 	inventoryv1 "github.com/certctl/certctl/proto/gen/go/certctl/inventory/v1"
@@ -38,12 +36,7 @@ func (s *sent) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) 
 func countedCore(t *testing.T) (*Core, *sent) {
 	t.Helper()
 	s := &sent{}
-	cfg := testpg.New(t, store.Schema()).Pool.Config()
-	cfg.ConnConfig.Tracer = s
-	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
-	require.NoError(t, err)
-	t.Cleanup(pool.Close)
-	return testCoreOn(t, &pg.DB{Pool: pg.NewPool(pool)}), s
+	return testCoreOn(t, testpg.NewDatabase(t, store.Schema()).OpenTraced(t, "renewalscheduler", s)), s
 }
 
 func eventOf(t *testing.T, kind string, m proto.Message) *eventv1.Event {
