@@ -72,10 +72,13 @@ func (c *Core) CRL(ctx context.Context, issuerID string) (store.CRL, []byte, err
 	return list, der, err
 }
 
-// ReadCRL gives bytes of a CRL from an offset on, about a megabyte; none at its end. Number 0 is the newest. The newest ten are kept:
-// of an older one the error is NotFound.
+// ReadCRL gives bytes of a CRL from an offset on, about a megabyte; none at its end. Number 0 is the newest, from its beginning on. Of a
+// CRL that is not kept any more the error is NotFound.
 func (c *Core) ReadCRL(ctx context.Context, issuerID string, number, offset int64) (store.CRL, []byte, error) {
 	if number == 0 {
+		if offset != 0 {
+			return store.CRL{}, nil, errs.Field("number", "is needed with an offset: the newest CRL may be another one by now")
+		}
 		latest, err := c.currentCRL(ctx, issuerID)
 		if err != nil {
 			return store.CRL{}, nil, err

@@ -77,10 +77,11 @@ func InsertCRL(ctx context.Context, q Querier, c CRL) (bool, error) {
 	if err != nil || n == 0 {
 		return false, err
 	}
-	const kept = 10
-	_, err = changed(ctx, q, "drop old CRLs", `WITH dropped AS (DELETE FROM crls WHERE issuer_id = $1 AND number <= $2)
- DELETE FROM crl_parts WHERE issuer_id = $1 AND generation < (SELECT min(generation) FROM crls WHERE issuer_id = $1 AND number > $2)`,
-		c.IssuerID, c.Number-kept)
+	// Who reads a large one in pieces may need long.
+	const keptAtLeast, keptFor = 10, 15 * time.Minute
+	_, err = changed(ctx, q, "drop old CRLs", `WITH dropped AS (DELETE FROM crls WHERE issuer_id = $1 AND number <= $2 AND this_update < $3)
+ DELETE FROM crl_parts WHERE issuer_id = $1 AND generation < (SELECT min(generation) FROM crls WHERE issuer_id = $1 AND NOT (number <= $2 AND this_update < $3))`,
+		c.IssuerID, c.Number-keptAtLeast, c.ThisUpdate.Add(-keptFor))
 	return err == nil, err
 }
 

@@ -1085,7 +1085,7 @@ func (x *GetCrlRequest) GetIssuerId() string {
 type ReadCrlRequest struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	IssuerId string                 `protobuf:"bytes,1,opt,name=issuer_id,json=issuerId,proto3" json:"issuer_id,omitempty"`
-	// CRL number (RFC 5280, section 5.2.3); 0: the newest. The newest ten can be read.
+	// CRL number (RFC 5280, section 5.2.3); 0: the newest. The newest ten can be read, and those of the last quarter of an hour.
 	Number        int64 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
 	Offset        int64 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
