@@ -239,6 +239,10 @@ func TestACRLIsSentInPiecesAndNeverCutShortInSilence(t *testing.T) {
 	require.Equal(t, http.StatusNotFound, w.get(t, "/api/v1/issuers/iss-other/crl").StatusCode)
 	require.Equal(t, http.StatusBadRequest, w.get(t, "/api/v1/issuers/iss-local/crl?offset=2").StatusCode)
 
+	older := w.get(t, "/crl/iss-older.crl", "Authorization: ")
+	require.Equal(t, "\x30\x00", older.body)
+	require.Empty(t, older.Header.Get("ETag"))
+
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.url+"/crl/iss-broken.crl", http.NoBody)
 	require.NoError(t, err)
 	answer, err := w.client.Do(r) // fails here or while it is read, as it has not many bytes

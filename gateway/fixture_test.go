@@ -235,10 +235,21 @@ type issuance struct {
 	calls
 }
 
+// GetCrl gives that of iss-older, whose issuance knows of no pieces.
+func (f *issuance) GetCrl(ctx context.Context, r *issuancev1.GetCrlRequest) (*httpbody.HttpBody, error) {
+	f.note(ctx)
+	if r.GetIssuerId() != "iss-older" {
+		return nil, errs.New(errs.NotFound, "ISSUER_NOT_FOUND", "no such issuer")
+	}
+	return &httpbody.HttpBody{ContentType: "application/pkix-crl", Data: []byte{0x30, 0x00}}, nil
+}
+
 // ReadCrl gives a CRL of four bytes, two at a time; that of iss-broken has only two of them.
 func (f *issuance) ReadCrl(ctx context.Context, r *issuancev1.ReadCrlRequest) (*issuancev1.ReadCrlResponse, error) {
 	f.note(ctx)
 	switch {
+	case r.GetIssuerId() == "iss-older":
+		return f.UnimplementedCrlServiceServer.ReadCrl(ctx, r)
 	case r.GetIssuerId() != "iss-local" && r.GetIssuerId() != "iss-broken":
 		return nil, errs.New(errs.NotFound, "ISSUER_NOT_FOUND", "no such issuer")
 	case r.GetOffset() == 0 && r.GetNumber() == 0:

@@ -39,13 +39,12 @@ func Keep() {
 	}
 }
 
-// whenQuiet gives a function that has do called when it was called so many times and then not for so long.
+// whenQuiet gives a function that has do called when it was called so many times, never so long after the last, and then not for so long.
 func whenQuiet(busy int32, quiet time.Duration, do func()) (called func()) {
 	var calls atomic.Int32
 	end := time.AfterFunc(math.MaxInt64, func() { //nolint:forbidigo // it is no loop: each call puts it off
-		if calls.Load() >= busy {
+		if calls.Swap(0) >= busy {
 			do()
-			calls.Store(0)
 		}
 	})
 	return func() {

@@ -53,14 +53,15 @@ func TestMemoryGoesBackWhenABusyTimeIsOver(t *testing.T) {
 				synctest.Wait()
 			}
 		}
-		wait(2, time.Hour)
-		require.Zero(t, given, "not busy enough")
+		wait(5, time.Hour)
+		require.Zero(t, given, "not busy")
 		wait(10, 19*time.Second)
 		require.Zero(t, given, "not quiet")
 		wait(1, time.Hour)
 		require.Equal(t, 1, given)
-		wait(2, time.Hour)
+		wait(5, time.Hour)
 		require.Equal(t, 1, given, "once")
+		wait(3, time.Second)
 		wait(1, time.Hour)
 		require.Equal(t, 2, given)
 	})

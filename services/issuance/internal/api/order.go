@@ -181,7 +181,8 @@ func (s *crls) ReadCrl(ctx context.Context, r *issuancev1.ReadCrlRequest) (*issu
 	if err != nil {
 		return nil, err
 	}
-	return &issuancev1.ReadCrlResponse{Number: list.Number, Size: list.Bytes(), NextUpdate: timestamppb.New(list.NextUpdate), Data: der}, nil
+	size, _ := list.Bytes()
+	return &issuancev1.ReadCrlResponse{Number: list.Number, Size: size, NextUpdate: timestamppb.New(list.NextUpdate), Data: der}, nil
 }
 
 // GetCaCertificate implements issuancev1.CrlServiceServer.

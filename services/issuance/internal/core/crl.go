@@ -1,6 +1,7 @@
 package core
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,12 @@ const crlCheap = 250 * time.Millisecond
 // the last one meanwhile.
 const crlPrompt = 200_000
 
+// crlTimeout bounds the making of a CRL: twice a day all that is revoked is read for it.
+const crlTimeout = 5 * time.Minute
+
+// crlWhole is up to how many bytes entries are stored with their CRL, besides, so that it is read at once, and by the version before.
+const crlWhole = 256 << 10
+
 // crlBatch is how many revocations a transaction lists, and crlPart up to how many bytes a part is added to.
 const (
 	crlBatch = 10_000
@@ -64,7 +71,7 @@ func (r *rests) resting(issuerID string) bool {
 // out, that one is made first: what is revoked before the question is in the answer, up to crlPrompt entries.
 func (c *Core) CRL(ctx context.Context, issuerID string) (store.CRL, []byte, error) {
 	list, der, err := c.ReadCRL(ctx, issuerID, 0, 0)
-	for err == nil && int64(len(der)) < list.Bytes() {
+	for all, _ := list.Bytes(); err == nil && int64(len(der)) < all; {
 		var more []byte
 		_, more, err = c.ReadCRL(ctx, issuerID, list.Number, int64(len(der)))
 		der = append(der, more...)
@@ -97,9 +104,10 @@ func (c *Core) ReadCRL(ctx context.Context, issuerID string, number, offset int6
 }
 
 func (c *Core) readCRL(ctx context.Context, list store.CRL, offset int64) ([]byte, error) {
-	entries, end := int64(len(list.Head)), int64(len(list.Head))+list.Size
-	if offset < 0 || offset > list.Bytes() {
-		return nil, errs.Field("offset", "is not in 0 to %d, the size of the CRL", list.Bytes())
+	all, size := list.Bytes()
+	entries, end := int64(len(list.Head)), int64(len(list.Head))+size
+	if offset < 0 || offset > all {
+		return nil, errs.Field("offset", "is not in 0 to %d, the size of the CRL", all)
 	}
 	var der []byte
 	if offset < entries {
@@ -154,9 +162,14 @@ func (c *Core) currentCRL(ctx context.Context, issuerID string) (store.CRL, erro
 // comes second made is left, and what the first stored is there.
 func (c *Core) MakeCRL(ctx context.Context, issuerID string) error {
 	_, err, _ := c.crls.Do(issuerID, func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.CallTimeout)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), crlTimeout)
 		defer cancel()
-		return nil, c.makeCRL(ctx, issuerID)
+		began := time.Now()
+		err := c.makeCRL(ctx, issuerID)
+		if err != nil {
+			c.rest(issuerID, began)
+		}
+		return nil, err
 	})
 	return err
 }
@@ -173,27 +186,47 @@ func (c *Core) makeCRL(ctx context.Context, issuerID string) error {
 	if !ok {
 		return errs.New(errs.NotFound, "CRL_NOT_FOUND", "issuer %s publishes its CRL itself", issuerID)
 	}
-	now, began := c.now().Truncate(time.Second), time.Now()
+	now := c.now().Truncate(time.Second)
 	next, err := c.listRevocations(ctx, issuerID, now)
 	if err != nil {
 		return err
 	}
+	began := time.Now()
 	next.ThisUpdate, next.NextUpdate = now.Add(-crlBackdate), now.Add(c.cfg.CRLValidity)
+	var whole bytes.Buffer
+	var unread error
 	signed, err := signer.SignCRL(ctx, issuer.CRLRequest{
 		Number: big.NewInt(next.Number), ThisUpdate: next.ThisUpdate, NextUpdate: next.NextUpdate,
-		Entries: issuer.CRLEntries{Size: next.Size, Write: func(to io.Writer) error { return c.writeEntries(ctx, next, to) }},
+		Entries: issuer.CRLEntries{Size: next.Size, Write: func(to io.Writer) error {
+			if next.Size <= crlWhole {
+				to = io.MultiWriter(to, &whole)
+			}
+			unread = c.writeEntries(ctx, next, to)
+			return unread
+		}},
 	})
+	if unread != nil {
+		return unread
+	}
 	if err != nil {
 		return instanceError(i, err)
 	}
 	next.Head, next.Tail = signed.Head, signed.Tail
+	if next.Size <= crlWhole {
+		next.Head, next.Tail = slices.Concat(signed.Head, whole.Bytes(), signed.Tail), nil
+	}
 	if err := c.storeCRL(ctx, next); err != nil {
 		return err
 	}
+	c.rest(issuerID, began)
+	return nil
+}
+
+// rest has the loop rest after a CRL that took long.
+func (c *Core) rest(issuerID string, began time.Time) {
 	if took := time.Since(began); took > crlCheap {
 		c.rests.set(issuerID, time.Now().Add(crlShare*took))
 	}
-	return nil
 }
 
 func (c *Core) writeEntries(ctx context.Context, list store.CRL, to io.Writer) error {
@@ -238,7 +271,9 @@ func (c *Core) listSome(ctx context.Context, tx pgx.Tx, issuerID string, now tim
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return store.CRL{}, false, err
 	}
-	if err != nil || last.Entries > 0 && !now.Before(last.BeginTime.Add(c.cfg.CRLValidity/2)) {
+	// What the version before has listed is in no part.
+	byOlder := latest.Number > 0 && latest.Generation == 0
+	if err != nil || byOlder || last.Entries > 0 && !now.Before(last.BeginTime.Add(c.cfg.CRLValidity/2)) {
 		last, err = c.beginGeneration(ctx, tx, store.CRLPart{
 			IssuerID: issuerID, Part: 1, CRLExtent: store.CRLExtent{Generation: max(next.Number, last.Generation+1)}, BeginTime: now,
 		})

@@ -16,19 +16,24 @@ type CRL struct {
 
 	ThisUpdate time.Time
 	NextUpdate time.Time
-	// Head, the entries and Tail are its DER; LatestCRL leaves them out.
+	// Head, the entries and Tail are its DER; without a Tail, Head is all of it. LatestCRL leaves them out.
 	Head, Tail []byte
 }
 
 // CRLExtent is how many entries of a generation of parts a CRL lists: the first Entries, which take Size bytes.
 type CRLExtent struct {
-	Generation int64 // 0: it was made before there were parts, and Head has all of it
+	Generation int64 // 0: it was made by a version that knows of no parts
 	Entries    int
 	Size       int64
 }
 
-// Bytes is how many all of it has.
-func (c CRL) Bytes() int64 { return int64(len(c.Head)) + c.Size + int64(len(c.Tail)) }
+// Bytes is how many all of it has, and how many of them are read from the parts.
+func (c CRL) Bytes() (all, fromParts int64) {
+	if len(c.Tail) == 0 {
+		return int64(len(c.Head)), 0
+	}
+	return int64(len(c.Head)) + c.Size + int64(len(c.Tail)), c.Size
+}
 
 // CRLPart is a piece of the entries of an issuer's CRLs.
 type CRLPart struct {
@@ -46,11 +51,12 @@ func LockCRL(ctx context.Context, tx pgx.Tx, issuerID string) error {
 	return err
 }
 
-// LatestCRL is the newest CRL of an issuer, without its bytes, and whether revocations wait for the next one.
+// LatestCRL is the newest CRL of an issuer, without its bytes, and whether another one is to be made: revocations wait for it, or the
+// version before has made the last one.
 func LatestCRL(ctx context.Context, q Querier, issuerID string) (c CRL, unlisted bool, err error) {
 	c.IssuerID = issuerID
-	err = q.QueryRow(ctx, `SELECT c.number, c.generation, c.entries, c.size, c.this_update, c.next_update,
- EXISTS (SELECT 1 FROM revocations r WHERE r.issuer_id = c.issuer_id AND r.crl_number IS NULL)
+	err = q.QueryRow(ctx, `SELECT c.number, c.generation, c.entries, c.size, c.this_update, c.next_update, c.generation = 0
+ OR EXISTS (SELECT 1 FROM revocations r WHERE r.issuer_id = c.issuer_id AND r.crl_number IS NULL)
  OR COALESCE((SELECT (p.generation, p.size) > (c.generation, c.size) FROM crl_parts p WHERE p.issuer_id = c.issuer_id
   ORDER BY p.generation DESC, p.part DESC LIMIT 1), false)
  FROM crls c WHERE c.issuer_id = $1 ORDER BY c.number DESC LIMIT 1`, issuerID).
@@ -77,10 +83,11 @@ func InsertCRL(ctx context.Context, q Querier, c CRL) (bool, error) {
 	if err != nil || n == 0 {
 		return false, err
 	}
-	// Who reads a large one in pieces may need long.
+	// Who reads a large one in pieces may need long: it goes when it has not been the newest for a while.
 	const keptAtLeast, keptFor = 10, 15 * time.Minute
-	_, err = changed(ctx, q, "drop old CRLs", `WITH dropped AS (DELETE FROM crls WHERE issuer_id = $1 AND number <= $2 AND this_update < $3)
- DELETE FROM crl_parts WHERE issuer_id = $1 AND generation < (SELECT min(generation) FROM crls WHERE issuer_id = $1 AND NOT (number <= $2 AND this_update < $3))`,
+	_, err = changed(ctx, q, "drop old CRLs", `WITH old (number) AS (SELECT least($2, max(number) - 1) FROM crls WHERE issuer_id = $1 AND this_update < $3),
+ dropped AS (DELETE FROM crls c USING old WHERE c.issuer_id = $1 AND c.number <= old.number)
+ DELETE FROM crl_parts p USING old WHERE p.issuer_id = $1 AND p.generation < (SELECT min(generation) FROM crls WHERE issuer_id = $1 AND crls.number > old.number)`,
 		c.IssuerID, c.Number-keptAtLeast, c.ThisUpdate.Add(-keptFor))
 	return err == nil, err
 }
