@@ -654,7 +654,10 @@ func TestOldCRLsAndTheirPartsGo(t *testing.T) {
 		require.NoError(t, w.deps.DB.Pool.QueryRow(w.ctx(), `SELECT (SELECT count(*) FROM crls), (SELECT count(DISTINCT generation) FROM crl_parts)`).Scan(&lists, &generations))
 		return lists, generations
 	}
-	lists, generations := kept(w.cfg.CRLValidity/2 + time.Minute)
+	lists, generations := kept(10 * time.Second)
+	require.Equal(t, 15, lists, "none has been the newest for long")
+	require.Equal(t, 1, generations)
+	lists, generations = kept(w.cfg.CRLValidity/2 + time.Minute)
 	require.Equal(t, 10, lists)
 	require.Equal(t, 10, generations, "each has begun one")
 	lists, generations = kept(10 * time.Second)

@@ -85,7 +85,7 @@ func InsertCRL(ctx context.Context, q Querier, c CRL) (bool, error) {
 	}
 	// Who reads a large one in pieces may need long: it goes when it has not been the newest for a while.
 	const keptAtLeast, keptFor = 10, 15 * time.Minute
-	_, err = changed(ctx, q, "drop old CRLs", `WITH old (number) AS (SELECT least($2, max(number) - 1) FROM crls WHERE issuer_id = $1 AND this_update < $3),
+	_, err = changed(ctx, q, "drop old CRLs", `WITH old (number) AS (SELECT least($2, max(number) - 1) FROM crls WHERE issuer_id = $1 AND this_update < $3 HAVING count(*) > 0),
  dropped AS (DELETE FROM crls c USING old WHERE c.issuer_id = $1 AND c.number <= old.number)
  DELETE FROM crl_parts p USING old WHERE p.issuer_id = $1 AND p.generation < (SELECT min(generation) FROM crls WHERE issuer_id = $1 AND crls.number > old.number)`,
 		c.IssuerID, c.Number-keptAtLeast, c.ThisUpdate.Add(-keptFor))
